@@ -1,0 +1,42 @@
+.PHONY: help setup demo check format test test-slow test-docker clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:            ## what there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready  ## a local .venv from the committed lock file (about 6 GB: torch with its CUDA libraries)
+
+.venv/.ready: uv.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	$(BIN)/uv sync --frozen --inexact
+	@touch $@
+
+demo: setup      ## a real server, a real worker, a plain producer; then a table of what came back
+	$(BIN)/python -m demo
+
+check: setup     ## lint, types, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: setup    ## rewrites the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup      ## every test that takes less than ten minutes together
+	$(BIN)/python -m pytest -m 'not slow and not docker'
+
+test-slow: setup ## the long ones
+	$(BIN)/python -m pytest -m 'slow and not docker' --timeout 1200
+
+test-docker: setup ## builds the image and drives it with pytest-celery; needs a Docker engine
+	$(BIN)/python -m pytest -m docker --timeout 1800
+
+clean:           ## removes what setup and the tools made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
