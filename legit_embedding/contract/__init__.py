@@ -1,0 +1,18 @@
+"""The wire: what producers send and what consumers read, both ways. Pure; nothing else knows these names."""
+
+from legit_embedding.contract.envelope import parse_envelope, salvage_reply_to
+from legit_embedding.contract.names import EMBED_IMAGES, EMBED_TEXTS, PREPARE_IMAGES, Names
+from legit_embedding.contract.result import EntryTemplate, ResultEntry, parse_entry, summary_object
+
+__all__ = [
+    "EMBED_IMAGES",
+    "EMBED_TEXTS",
+    "PREPARE_IMAGES",
+    "EntryTemplate",
+    "Names",
+    "ResultEntry",
+    "parse_entry",
+    "parse_envelope",
+    "salvage_reply_to",
+    "summary_object",
+]

@@ -1,0 +1,200 @@
+"""From outcomes to stream entries, and back for whoever reads them."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date, time
+from typing import Any
+
+from legit_embedding.contract.names import Names
+from legit_embedding.encoding import ENCODING, decode_embedding, encode_embedding
+from legit_embedding.errors import EmbeddingError
+from legit_embedding.values import (
+    Delivery,
+    Envelope,
+    FloatVector,
+    Item,
+    JsonObject,
+    ModelInfo,
+    Outcome,
+    RejectedItem,
+    Summary,
+)
+
+VERSION = "1"
+MAX_ERROR_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class EntryTemplate:
+    """What all entries of a task share, already under its deployed names; made once a task, filled once an item."""
+
+    names: Mapping[str, str]
+    constant: Mapping[str, str]
+    metadata: JsonObject
+    metadata_json: str
+
+    @classmethod
+    def create(cls, names: Names, delivery: Delivery, *, worker: str, modality: str) -> "EntryTemplate":
+        """For a task of which only its delivery is known."""
+        constant = {
+            names.result["v"]: VERSION,
+            names.result["task_id"]: delivery.task_id,
+            names.result["batch_id"]: delivery.task_id,
+            names.result["attempt"]: str(delivery.attempt),
+            names.result["modality"]: modality,
+            names.result["worker"]: worker,
+        }
+        return cls(names=names.result, constant=constant, metadata={}, metadata_json="")
+
+    def with_envelope(self, envelope: Envelope) -> "EntryTemplate":
+        """With what the envelope says of all its items."""
+        known = {
+            "batch_id": envelope.batch_id,
+            "count": str(len(envelope.items)),
+            "source": envelope.source,
+            "model": envelope.model,
+        }
+        return replace(
+            self,
+            constant={**self.constant, **self._deployed(known)},
+            metadata=envelope.metadata,
+            metadata_json=_compact(envelope.metadata),
+        )
+
+    def with_model(self, info: ModelInfo, fingerprint: str) -> "EntryTemplate":
+        """With the model that computes them."""
+        known = {
+            "model": info.name,
+            "modality": info.modality,
+            "fingerprint": fingerprint,
+            "dtype": info.dtype,
+            "encoding": ENCODING,
+        }
+        return replace(self, constant={**self.constant, **self._deployed(known)})
+
+    def entry(self, item: Item | RejectedItem, outcome: Outcome, *, at_ms: int) -> dict[str, str]:
+        """The fields of one item's entry: its vector, or its error."""
+        names = self.names
+        fields = dict(self.constant)
+        fields[names["item_id"]] = item.id
+        fields[names["index"]] = str(item.index)
+        metadata = _compact({**self.metadata, **item.metadata}) if item.metadata else self.metadata_json
+        if metadata:
+            fields[names["metadata"]] = metadata
+        fields[names["at_ms"]] = str(at_ms)
+        if isinstance(outcome, EmbeddingError):
+            self._put_error(fields, outcome)
+        else:
+            fields[names["status"]] = "ok"
+            fields[names["dim"]] = str(len(outcome))
+            fields[names["embedding"]] = encode_embedding(outcome)
+        return fields
+
+    def refusal(self, error: EmbeddingError, *, at_ms: int) -> dict[str, str]:
+        """The one entry of a task whose envelope cannot be understood: index -1, count 0."""
+        fields = dict(self.constant)
+        fields[self.names["index"]] = "-1"
+        fields[self.names["count"]] = "0"
+        fields[self.names["at_ms"]] = str(at_ms)
+        self._put_error(fields, error)
+        return fields
+
+    def _put_error(self, fields: dict[str, str], error: EmbeddingError) -> None:
+        fields.pop(self.names["encoding"], None)  # there is nothing encoded
+        fields[self.names["status"]] = "error"
+        fields[self.names["error_type"]] = error.code
+        fields[self.names["error"]] = _readable(error)
+
+    def _deployed(self, known: Mapping[str, str | None]) -> dict[str, str]:
+        return {self.names[name]: value for name, value in known.items() if value}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEntry:
+    """An entry as its reader sees it; a field that the entry lacks is None. `embedding` has shape (dim,), float32."""
+
+    status: str
+    task_id: str
+    index: int
+    count: int | None = None
+    batch_id: str | None = None
+    item_id: str | None = None
+    attempt: int | None = None
+    source: str | None = None
+    modality: str | None = None
+    model: str | None = None
+    fingerprint: str | None = None
+    dtype: str | None = None
+    dim: int | None = None
+    encoding: str | None = None
+    embedding: FloatVector | None = None
+    metadata: JsonObject | None = None
+    worker: str | None = None
+    at_ms: int | None = None
+    error_type: str | None = None
+    error: str | None = None
+    rejected_reply_to: str | None = None
+
+
+_NUMBERS = frozenset({"index", "count", "attempt", "dim", "at_ms"})
+
+
+def parse_entry(fields: Mapping[str, str], *, names: Names) -> ResultEntry:
+    """An entry that some worker wrote; fields that this version does not know are passed over.
+
+    Raises:
+        ValueError: no entry of this contract: `status`, `task_id` or `index` is missing, or a value is malformed.
+    """
+    known: dict[str, Any] = {}
+    for canonical in ResultEntry.__dataclass_fields__:
+        value = fields.get(names.result[canonical])
+        if value is not None:
+            known[canonical] = int(value) if canonical in _NUMBERS else value
+    missing = [name for name in ("status", "task_id", "index") if name not in known]
+    if missing:
+        raise ValueError(f"not a result entry: it lacks {', '.join(missing)}")
+    if "embedding" in known:
+        known["embedding"] = decode_embedding(known["embedding"])
+    if "metadata" in known:
+        known["metadata"] = json.loads(known["metadata"])
+        if not isinstance(known["metadata"], dict):
+            raise ValueError("not a result entry: its metadata is no object")
+    return ResultEntry(**known)
+
+
+def summary_object(summary: Summary) -> dict[str, Any]:
+    """What a task returns to a Celery result backend."""
+    return {
+        "batch_id": summary.batch_id,
+        "stream": summary.stream,
+        "count": summary.count,
+        "ok": summary.ok,
+        "errors": summary.errors,
+        "first_entry": summary.first_entry,
+        "last_entry": summary.last_entry,
+    }
+
+
+def _readable(error: EmbeddingError) -> str:
+    """The error's message, short enough for an entry and in what UTF-8 can hold: servers and files have a say in it."""
+    return (str(error) or error.code)[:MAX_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+def _compact(value: JsonObject) -> str:
+    if not value:
+        return ""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot hold: spell it again
+        return json.dumps(value, separators=(",", ":"), default=_plain)
+    return text
+
+
+def _plain(value: Any) -> str:
+    """What kombu's JSON reads back as an object (a date, UUID, decimal, bytes), in JSON's own types."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return str(value.isoformat() if isinstance(value, date | time) else value)
