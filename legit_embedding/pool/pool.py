@@ -1,0 +1,399 @@
+"""The pool: `async def` tasks on the event loop, plain `def` tasks in threads, every callback on the consumer's thread.
+
+Celery's state sets and its request callbacks know no locks, so nothing of Celery's is called from the loop: what is
+done goes into a deque, one wake-up of the consumer's thread empties it, and acks happen there.
+
+A signal may interrupt the consumer's thread between any two lines, and Celery shuts down inside its handler. So that
+thread takes no lock here, and what waits in a shutdown waits for nothing that the interrupted line had still to do.
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.exceptions import TaskError, Terminated, WorkerLostError
+from celery.platforms import EX_FAILURE
+from celery.worker import state as worker_state
+
+from legit_embedding.pool import identity
+from legit_embedding.pool.bridge import Drive
+from legit_embedding.pool.job import ABANDONED, HARD, SOFT, TERMINATED, Job
+from legit_embedding.pool.loop import LoopThread
+from legit_embedding.pool.slots import Slots
+from legit_embedding.pool.threads import DaemonThreads
+from legit_embedding.pool.waker import Waker
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_THREADS = 16
+DEFAULT_EXIT_TIMEOUT_S = 30.0
+GRACE_S = 5.0
+"""How long an interrupted body may clean up before its outcome is reported without it."""
+
+COLD_TIMEOUT_S = GRACE_S + 1.0
+"""How long a cold shutdown waits for interrupted bodies, should a body block the loop, which counts the grace."""
+
+LOOK_S = 0.5
+"""How often a thread that waits for jobs looks whether the loop still lives."""
+
+
+class TaskPool(BasePool):
+    """`-P legit_async`. Built by Celery's worker, which calls every public method on the consumer's thread."""
+
+    signal_safe = False
+    is_green = False
+    task_join_will_block = True
+    body_can_be_buffer = True
+    # The worker's own semaphore holds back what exceeds the concurrency, where it can still be revoked.
+    uses_semaphore = True
+    limit: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._jobs: dict[int, Job] = {}
+        self._numbers = itertools.count(1)
+        self._new: deque[Job] = deque()
+        self._done: deque[tuple[Callable[..., Any] | None, tuple[Any, ...], Job | None]] = deque()
+        self._claim = threading.Lock()  # never taken on the consumer's thread
+        self._loop_woken = False
+        self._waker = Waker()
+        self._hub: Any = None
+        self._slots = Slots(self.options.get("semaphore"))
+        self._tasks: Any = None
+        self._loop: LoopThread | None = None
+        self._threads: DaemonThreads | None = None
+        self._calls: DaemonThreads | None = None
+        self._closing = False
+        self._served = 0
+
+    # -- life cycle, on the consumer's thread --------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Returns when the loop runs and the app's lifespan has been entered.
+
+        Raises:
+            Exception: what entering the lifespan raised.
+            WorkerShutdown, WorkerTerminate: a signal came first.
+        """
+        conf = self.app.conf
+        # One for plain tasks and one for the tracer's blocking calls: a hundred slow plain tasks must not keep the
+        # results of others from being stored.
+        size = conf.get("legit_async_threads") or DEFAULT_THREADS
+        self._threads = DaemonThreads(size, "legit-task", self.app.set_current)
+        self._calls = DaemonThreads(size, "legit-io", self.app.set_current)
+        self._tasks = self.app.tasks  # a cached property whose every look-up is slow
+        self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
+        self._loop.start()
+        identity.install(self.app)  # now, when the lifespan may have brought tasks of its own
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Completions wake this hub from now on; called again after each lost connection."""
+        self._hub = loop
+        loop.add_reader(self._waker, self._on_wake)
+
+    def flush(self) -> None:
+        """Celery has lost its connection, and cleared its semaphore."""
+        self._slots.recount()
+
+    def on_stop(self) -> None:
+        """Warm: returns when every job is done and reported. Cold, in the signal's handler: when it is, or soon."""
+        cold = worker_state.should_terminate not in (None, False)
+        self._closing = True
+        self._await_jobs(timeout_s=COLD_TIMEOUT_S if cold else None)
+        self._close()
+
+    def on_terminate(self) -> None:
+        """Cold: interrupts every job, leaves its message unacknowledged, and does not wait for long."""
+        self._closing = True
+        for job in list(self._jobs.values()):
+            self._interrupt(job, ABANDONED, None)
+        self._await_jobs(timeout_s=COLD_TIMEOUT_S)
+        self._close()
+
+    def _await_jobs(self, timeout_s: float | None) -> None:
+        """Reports what gets done. The hub no longer runs, so its ready queue must not be relied on."""
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        # In a signal's handler that has interrupted `on_apply`, which goes on only after us. Its job never starts;
+        # its message, unacknowledged, goes back to its queue.
+        for job in list(self._jobs.values()):
+            if not job.handed_over:
+                self._jobs.pop(job.id, None)
+        while self._jobs and self._loop is not None and self._loop.alive:
+            self._waker.clear()
+            self._drain()
+            self._loop.call(self._start_new)  # to wake it may be what `on_apply` had still to do
+            if not self._jobs or (deadline_s is not None and time.monotonic() >= deadline_s):
+                break
+            self._waker.wait(LOOK_S)
+        self._drain()
+
+    def _close(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        loop.stop(self.app.conf.get("legit_async_lifespan_exit_timeout_s") or DEFAULT_EXIT_TIMEOUT_S)
+        self._drain()
+        for threads in (self._threads, self._calls):
+            if threads is not None:
+                threads.shutdown(cancel_futures=True)
+        if self._hub is not None:
+            self._hub.remove_reader(self._waker)
+        self._waker.close()
+
+    def _on_loop_death(self) -> None:
+        """On the loop's dying thread: fails every job and stops the worker, which could only hang."""
+        logger.critical("the event loop of the pool has ended; the worker stops")
+        self._closing = True
+        for job in list(self._jobs.values()):
+            self._report(job, ok=False, result=WorkerLostError("the event loop of the pool has ended"))
+        worker_state.should_stop = EX_FAILURE
+        self._waker.wake()
+
+    # -- size ----------------------------------------------------------------------------------------------------------
+
+    def grow(self, n: int = 1) -> None:
+        """Lets `n` more tasks run at once."""
+        self.limit += n
+        self._slots.grow(n)
+
+    def shrink(self, n: int = 1) -> None:
+        """Lets `n` fewer tasks run at once; those that run already go on."""
+        self.limit = max(0, self.limit - n)
+        self._slots.shrink(n)
+
+    def _get_info(self) -> dict[str, Any]:
+        """What `inspect stats` and Flower show of the pool."""
+        info: dict[str, Any] = super()._get_info()
+        info.update(
+            {
+                "processes": [self.limit],
+                "max-tasks-per-child": "N/A",
+                "put-guarded-by-semaphore": True,
+                "timeouts": [self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0],
+                "in-flight": len(self._jobs),
+                "served": self._served,
+            }
+        )
+        return info
+
+    # -- jobs in, on the consumer's thread -----------------------------------------------------------------------------
+
+    def on_apply(  # noqa: D102  Celery's own
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        *,
+        callback: Callable[..., Any] | None = None,
+        accept_callback: Callable[..., Any] | None = None,
+        error_callback: Callable[..., Any] | None = None,
+        timeout_callback: Callable[..., Any] | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> Job:
+        job = Job(
+            id=next(self._numbers),
+            target=target,
+            args=args,
+            kwargs=kwargs or {},
+            callback=callback,
+            error_callback=error_callback,
+            timeout_callback=timeout_callback,
+            soft_limit_s=soft_timeout or self.options.get("soft_timeout"),
+            hard_limit_s=timeout or self.options.get("timeout"),
+            interrupt=self._interrupt,
+        )
+        if self._closing:
+            # What waited for a slot gets here while a shutdown frees them. Not accepted, it is not acknowledged, and
+            # its message goes back to its queue.
+            return job
+        self._slots.take()
+        # Known before it is accepted, which is when it can first be revoked.
+        self._jobs[job.id] = job
+        if accept_callback is not None:
+            accept_callback(job.id, time.monotonic())  # the "pid" by which `terminate_job` will name it
+        self._new.append(job)
+        job.handed_over = True
+        if not self._loop_woken and self._loop is not None:
+            self._loop_woken = True
+            self._loop.call(self._start_new)
+        return job
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """Interrupts the job that was accepted as `pid`."""
+        self._drain()  # during a cold shutdown nobody else does
+        job = self._jobs.get(pid)
+        if job is not None:
+            job.terminate(signal)
+
+    def restart(self) -> None:
+        """Nothing to restart: the loop goes on."""
+
+    # -- on the loop's thread ------------------------------------------------------------------------------------------
+
+    def _start_new(self) -> None:
+        self._loop_woken = False  # before the deque is emptied, so that what comes from now on wakes again
+        while self._new:
+            job = self._new.popleft()
+            try:
+                self._start(job)
+            except Exception as error:
+                logger.exception("a task could not be started")
+                self._report(job, ok=False, result=WorkerLostError(f"the task could not be started: {error!r}"))
+
+    def _start(self, job: Job) -> None:
+        if job.id not in self._jobs:
+            return
+        if job.doomed:
+            self._give_up(job)
+            return
+        task = self._tasks.get(job.args[0]) if job.args else None
+        if getattr(task, "is_async", False):
+            job.task = asyncio.get_running_loop().create_task(self._run(job), name=f"legit-job-{job.id}")
+            # A task that is cancelled before its first step never reports by itself.
+            job.task.add_done_callback(lambda _: self._report(job, ok=False, result=asyncio.CancelledError()))
+        elif self._threads is not None:
+            job.future = self._threads.submit(self._run_in_thread, job)
+
+    async def _run(self, job: Job) -> None:
+        identity.enter_scope(job)
+        self._arm(job)
+        try:
+            ok, result = await Drive(job.run, translate=job.translate)
+        except BaseException as error:  # noqa: BLE001  a cancellation that no body was there to see
+            ok, result = False, error
+        job.cancel_timers()
+        self._report(job, ok=ok, result=result)
+
+    def _run_in_thread(self, job: Job) -> None:
+        loop = self._loop
+        if job.reported or loop is None:  # given up in the moment in which this thread took it
+            return
+        if job.limited:
+            loop.call(self._arm, job)
+        ok, result = job.run()
+        if job.limited:
+            loop.call(job.cancel_timers)
+        self._report(job, ok=ok, result=result)
+
+    def _arm(self, job: Job) -> None:
+        """The limits count from the start of the body, not from when it began to wait for a thread."""
+        loop = asyncio.get_running_loop()
+        for limit_s, reason in ((job.soft_limit_s, SOFT), (job.hard_limit_s, HARD)):
+            if limit_s and not job.doomed:
+                job.timers.append(loop.call_later(limit_s, self._exceed, job, reason, limit_s))
+
+    def _exceed(self, job: Job, reason: str, limit_s: float) -> None:
+        """A time limit has passed. A plain task in a thread cannot be stopped: the hard limit leaves it behind."""
+        if reason == HARD:
+            self._cancel(job, HARD, None)
+        elif job.id in self._jobs:
+            self._tell(job.timeout_callback, (True, limit_s))
+            if job.task is not None and not job.task.done():
+                job.reason = SOFT
+                job.task.cancel()
+
+    def _interrupt(self, job: Job, reason: str, signal: int | None) -> None:
+        """From the consumer's thread."""
+        if self._loop is not None:
+            self._loop.call(self._cancel, job, reason, signal)
+
+    def _cancel(self, job: Job, reason: str, signal: int | None) -> None:
+        # Once: a second cancellation would hit the body in its cleaning up.
+        if job.id not in self._jobs or job.doomed:
+            return
+        job.reason, job.signal = reason, signal
+        job.cancel_timers()
+        if job.task is not None:
+            job.task.cancel()
+            # A body that will not end has its outcome reported without it, so that its slot is free.
+            job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job))
+        elif job.future is not None:
+            if not job.future.cancel() and self._threads is not None:
+                self._threads.leave_behind(job.future)
+            self._give_up(job)
+
+    def _give_up(self, job: Job) -> None:
+        self._report(job, ok=False, result=Terminated(job.signal))
+
+    # -- jobs out ------------------------------------------------------------------------------------------------------
+
+    def _report(self, job: Job, *, ok: bool, result: Any) -> None:
+        """Any thread but the consumer's. The first report of a job counts: one outcome on every path."""
+        with self._claim:
+            if job.reported:
+                return
+            job.reported = True
+        self._done.append((*_outcome(job, ok=ok, result=result), job))
+        self._jobs.pop(job.id, None)  # after the line above: whoever waits for the jobs drains once more after them
+        self._wake_consumer()
+
+    def _tell(self, callback: Callable[..., Any] | None, args: tuple[Any, ...]) -> None:
+        self._done.append((callback, args, None))
+        self._wake_consumer()
+
+    def _wake_consumer(self) -> None:
+        if self._hub is None and self.options.get("threads"):
+            self._drain()  # no hub in this worker: as Celery's threads pool, from where we are
+        else:
+            self._waker.wake()
+
+    def _on_wake(self) -> None:
+        self._waker.clear()
+        self._drain()
+
+    def _drain(self) -> None:
+        """On the consumer's thread: calls Celery back, acks included, and frees the slots."""
+        while self._done:
+            try:
+                callback, args, job = self._done.popleft()
+            except IndexError:  # a signal handler's own drain, between the two lines above
+                return
+            try:
+                if callback is not None:
+                    callback(*args)
+            except Exception:
+                logger.exception("a callback of a finished task failed")
+            finally:
+                if job is not None:
+                    self._served += 1
+                    self._slots.give_back()
+
+
+def _outcome(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
+    """Which of Celery's callbacks it is, and with what."""
+    if ok:  # in spite of an interruption, too: the tracer has stored the result
+        return job.callback, (result,)
+    if job.reason == HARD:
+        return job.timeout_callback, (False, job.hard_limit_s)
+    if job.reason == ABANDONED:
+        return None, ()
+    return job.error_callback, (_info(_error_of(job, result)),)
+
+
+def _error_of(job: Job, result: Any) -> BaseException:
+    if job.reason == TERMINATED:
+        return Terminated(job.signal)
+    if isinstance(result, Exception):
+        return result
+    if isinstance(result, asyncio.CancelledError):
+        # A failure of the task's own, such as awaiting what somebody else has cancelled: no worker was lost, and to
+        # run it again would end the same way.
+        return TaskError("the body ended with a cancellation that nobody asked for")
+    return WorkerLostError(f"the task ended with {result!r}")
+
+
+def _info(error: BaseException) -> ExceptionInfo:
+    """Celery's form of an exception, with the traceback that it has."""
+    try:
+        raise error  # noqa: TRY301  ExceptionInfo reads the exception that is being handled
+    except BaseException:  # noqa: BLE001  raised one line above
+        return ExceptionInfo()

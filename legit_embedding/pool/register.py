@@ -1,0 +1,20 @@
+"""Makes `-P legit_async` known to Celery, by whichever way a worker is started."""
+
+import sys
+
+from celery import concurrency
+
+NAME = "legit_async"
+IMPLEMENTATION = "legit_embedding.pool.pool:TaskPool"
+
+
+def register_pool() -> None:
+    """Adds the name where Celery looks for pools; a second call changes nothing.
+
+    The choices of the `-P` option are frozen when `celery.bin.worker` is imported, which the `celery` command does
+    before it loads the app; but the app is loaded before the option is parsed, so the choices can still be widened.
+    """
+    concurrency.ALIASES[NAME] = IMPLEMENTATION
+    command = sys.modules.get("celery.bin.worker")
+    if command is not None and NAME not in command.WORKERS_POOL.choices:
+        command.WORKERS_POOL.choices = (*command.WORKERS_POOL.choices, NAME)
