@@ -1,0 +1,78 @@
+"""What the cache knows of one model, and which model goes when memory is short (pure)."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from legit_embedding.errors import ModelUnavailableError
+from legit_embedding.models.base import EmbeddingModel
+from legit_embedding.models.catalog import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One declared model as an operator sees it.
+
+    `state` is `unloaded`, `loading`, `ready` or `failed`; `last_used_s` counts seconds back from now.
+    """
+
+    key: str
+    state: str
+    device: str | None
+    nbytes: int
+    in_use: int
+    loads: int
+    last_used_s: float | None
+    error: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A declared model's place in the cache. `wanted` counts those who wait for its load, `in_use` its leases."""
+
+    spec: ModelSpec
+    model: EmbeddingModel | None = None
+    loading: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    device: str | None = None
+    nbytes: int = 0
+    in_use: int = 0
+    wanted: int = 0
+    loads: int = 0
+    last_used_s: float | None = None
+    failed_s: float | None = None
+    error: ModelUnavailableError | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is loaded and nobody uses it or is about to."""
+        return self.model is not None and not self.in_use and not self.wanted
+
+    def describe(self, now_s: float) -> ModelState:
+        """See `ModelState`."""
+        state = "ready" if self.model else "loading" if self.loading else "failed" if self.error else "unloaded"
+        return ModelState(
+            key=self.spec.key,
+            state=state,
+            device=self.device,
+            nbytes=self.nbytes if self.model else 0,
+            in_use=self.in_use,
+            loads=self.loads,
+            last_used_s=None if self.last_used_s is None else round(now_s - self.last_used_s, 1),
+            error=str(self.error) if self.error and not self.model else None,
+        )
+
+
+def resident_nbytes(slots: Iterable[Slot], device: str | None) -> int:
+    """Bytes of weights that are on `device` now."""
+    return sum(slot.nbytes for slot in slots if slot.model is not None and slot.device == device)
+
+
+def least_recently_used(slots: Iterable[Slot], device: str | None) -> Slot | None:
+    """The idle model on `device` that has been unused the longest; None where every one is in use."""
+    idle = [slot for slot in slots if slot.idle and slot.device == device]
+    return min(idle, key=lambda slot: slot.last_used_s or 0.0, default=None)
+
+
+def unused_for(slot: Slot, now_s: float) -> float:
+    """Seconds since its last use; 0 where it is not idle."""
+    return now_s - slot.last_used_s if slot.idle and slot.last_used_s is not None else 0.0
