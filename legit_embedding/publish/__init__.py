@@ -1,0 +1,1 @@
+"""Finished entries onto their streams, confirmed: routing, group commit, retry, back-pressure; and the way back."""
