@@ -1,0 +1,5 @@
+"""`python -m legit_embedding.cli`."""
+
+from legit_embedding.cli import main
+
+main()

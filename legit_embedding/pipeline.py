@@ -1,0 +1,339 @@
+"""The whole flow of a task: parse, fetch, prepare, batch and compute, publish. The imports, in order, are the flow."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+# isort: off
+from legit_embedding.contract import EntryTemplate, Names, parse_envelope, salvage_reply_to
+from legit_embedding.sources import Sources
+from legit_embedding.models.base import EmbeddingModel
+from legit_embedding.models.cache import ModelCache
+from legit_embedding.batching import Batcher, Ticket
+from legit_embedding.ledger import Ledger, summarise
+from legit_embedding.publish.streams import Publisher
+
+# isort: on
+from legit_embedding.backoff import Backoff
+from legit_embedding.budget import ByteBudget, Reservation
+from legit_embedding.clock import Clock
+from legit_embedding.config import Settings
+from legit_embedding.errors import (
+    EmbeddingError,
+    ExpiredError,
+    InternalError,
+    InvalidEnvelopeError,
+    InvalidItemError,
+    ModelUnavailableError,
+    ShuttingDownError,
+)
+from legit_embedding.telemetry.metrics import Metrics
+from legit_embedding.telemetry.reports import Reporter
+from legit_embedding.threads import run_on
+from legit_embedding.values import (
+    Delivery,
+    Envelope,
+    InputKind,
+    Item,
+    ModelInfo,
+    Options,
+    Payload,
+    Prepared,
+    RejectedItem,
+    ShmSource,
+    Summary,
+    TaskKind,
+    TextSource,
+)
+
+ENTRY_OVERHEAD_BYTES = 1024
+"""About what an entry holds beside its vector."""
+
+
+class Pipeline:
+    """Turns tasks into confirmed entries. One for the process, on the pool's loop; it owns none of its parts."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        names: Names,
+        identity: str,
+        sources: Sources,
+        models: ModelCache,
+        batcher: Batcher,
+        publisher: Publisher,
+        budget: ByteBudget,
+        executor: Executor,
+        clock: Clock,
+        metrics: Metrics,
+        reporter: Reporter,
+    ) -> None:
+        self._settings = settings
+        self._names = names
+        self._identity = identity
+        self._sources = sources
+        self._models = models
+        self._batcher = batcher
+        self._publisher = publisher
+        self._budget = budget
+        self._executor = executor
+        self._clock = clock
+        self._metrics = metrics
+        self._reporter = reporter
+        self._in_flight = 0
+        self._unacknowledged: dict[str, tuple[ShmSource, ...]] = {}
+        self._discarding: set[asyncio.Task[None]] = set()
+        self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
+
+    async def run(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, kind: TaskKind, delivery: Delivery
+    ) -> Summary:
+        """Returns once every entry of the task is confirmed: from then on it may be acknowledged.
+
+        Whatever is wrong with the task or with one of its items becomes an error entry, never an exception.
+
+        Raises:
+            ShuttingDownError: the worker stops before every entry is confirmed; the task must go back to its queue.
+        """
+        self._count(+1)
+        try:
+            envelope = parse_envelope(args, kwargs, kind=kind, names=self._names, max_items=self._settings.max_items)
+        except InvalidEnvelopeError as error:
+            return await self._refuse(error, salvage_reply_to(args, kwargs, self._names), kind, delivery)
+        else:
+            return await self._embed(envelope, delivery)
+        finally:
+            self._count(-1)
+
+    async def _embed(self, envelope: Envelope, delivery: Delivery) -> Summary:
+        """One outcome for each item, whatever happens, and then the wait for their confirmations."""
+        template = self._template(envelope.kind, delivery).with_envelope(envelope)
+        ledger = Ledger(
+            envelope, template=template, publisher=self._publisher, clock=self._clock, metrics=self._metrics
+        )
+        ledger.settle((item, item.error) for item in envelope.items if isinstance(item, RejectedItem))
+        try:
+            await self._embed_items(envelope, delivery, ledger)
+        except EmbeddingError as error:
+            ledger.settle_rest(error)
+        except ShuttingDownError:
+            raise
+        except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
+            ledger.settle_rest(self._internal(error))
+        summary = await ledger.close(envelope.batch_id or delivery.task_id)
+        self._remember_shm(envelope, delivery)
+        return summary
+
+    async def _embed_items(self, envelope: Envelope, delivery: Delivery, ledger: Ledger) -> None:
+        items = [item for item in envelope.items if isinstance(item, Item)]
+        if not items:
+            return
+        left_s = None if delivery.expires_at_s is None else delivery.expires_at_s - self._clock.time()
+        if left_s is not None and left_s <= 0:
+            raise ExpiredError("the task's `expires` passed before its turn")
+        deadline_s = None if left_s is None else self._clock.monotonic() + left_s
+        async with AsyncExitStack() as stack:
+            model = await self._lease_model(stack, envelope)
+            ledger.use_model(model.info, model.fingerprint(envelope.options))
+            misfits = [item for item in items if input_kind_of(item) not in model.accepts]
+            ledger.settle((item, misfit_error(item, model.info)) for item in misfits)
+            run = _Run(
+                model=model,
+                options=envelope.options,
+                ledger=ledger,
+                task_id=delivery.task_id,
+                deadline_s=deadline_s,
+            )
+            await self._spread([item for item in items if input_kind_of(item) in model.accepts], run)
+
+    async def _lease_model(self, stack: AsyncExitStack, envelope: Envelope) -> EmbeddingModel:
+        for pause_s in (*self._backoff.pauses_s(), None):
+            try:
+                return await stack.enter_async_context(self._models.lease(envelope.model, modality_of(envelope.kind)))
+            except ModelUnavailableError as error:
+                if pause_s is None:
+                    raise
+                self._metrics.retry("model")
+                await self._clock.sleep(max(pause_s, error.retry_after_s))
+        raise AssertionError("unreachable: the last round raises or returns")
+
+    async def _spread(self, items: Sequence[Item], run: "_Run") -> None:
+        """The items in chunks, a window of them under way at once; memory is reserved before a chunk starts."""
+        size = max(1, run.model.prepare_chunk)
+        window = asyncio.Semaphore(max(1, self._settings.task_window // size))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for chunk in chunks(items, size):
+                    await self._publisher.wait_for_room()
+                    await window.acquire()
+                    reservation = await self._reserve(chunk, run.model)
+                    task = group.create_task(self._embed_chunk(chunk, reservation, run), name="legit-chunk")
+                    # By callback, because a task cancelled before its first step runs none of its own lines.
+                    task.add_done_callback(partial(_give_back, reservation, window))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None  # the first to fail: it stopped the others
+
+    async def _reserve(self, chunk: Sequence[Item], model: EmbeddingModel) -> Reservation:
+        per_item = model.prepared_nbytes + entry_nbytes(model.info)
+        return await self._budget.reserve(sum(self._sources.reserve_bytes(item.source) + per_item for item in chunk))
+
+    async def _embed_chunk(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
+        """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved."""
+        try:
+            payloads = await self._fetch(chunk, run)
+            tickets = await self._prepare(payloads, run)
+            held = sum(ticket.prepared.nbytes + entry_nbytes(run.model.info) for ticket in tickets)
+            call = self._batcher.submit(run.model, tickets)
+            del payloads, tickets
+            reservation.shrink(held)
+            confirmations = []
+            try:
+                async for part in call:
+                    confirmations.append(run.ledger.settle((ticket.tag, outcome) for ticket, outcome in part))
+                    held -= sum(ticket.prepared.nbytes for ticket, _ in part)
+                    del part
+                    reservation.shrink(held)
+            finally:
+                call.withdraw()
+            unconfirmed = [confirmation for confirmation in confirmations if confirmation is not None]
+            if unconfirmed:
+                await asyncio.wait(unconfirmed)
+        except ShuttingDownError:
+            raise
+        except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
+            internal = self._internal(error)
+            run.ledger.settle((item, internal) for item in chunk)
+
+    async def _fetch(self, chunk: Sequence[Item], run: "_Run") -> list[tuple[Item, Payload]]:
+        """What could be read; the rest has its error entries."""
+        payloads = await asyncio.gather(*(self._read(item) for item in chunk))
+        pairs = list(zip(chunk, payloads, strict=True))
+        run.ledger.settle((item, found) for item, found in pairs if isinstance(found, EmbeddingError))
+        return [(item, found) for item, found in pairs if not isinstance(found, EmbeddingError)]
+
+    async def _read(self, item: Item) -> Payload | EmbeddingError:
+        try:
+            return await self._sources.read(item.source)
+        except EmbeddingError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  a bug of ours must not cost the item's neighbours their vectors
+            return self._internal(error)
+
+    async def _prepare(self, pairs: Sequence[tuple[Item, Payload]], run: "_Run") -> list[Ticket]:
+        """Tickets for what could be prepared; the rest has its error entries."""
+        if not pairs:
+            return []
+        started_s = self._clock.monotonic()
+        results: list[Prepared | EmbeddingError] = await run_on(
+            self._executor, run.model.prepare, [payload for _, payload in pairs], run.options
+        )
+        self._metrics.stage("prepare", self._clock.monotonic() - started_s)
+        tickets = []
+        for (item, _), result in zip(pairs, results, strict=True):
+            if isinstance(result, EmbeddingError):
+                run.ledger.settle([(item, result)])
+            else:
+                tickets.append(
+                    Ticket(prepared=result, options=run.options, task=run.task_id, tag=item, deadline_s=run.deadline_s)
+                )
+        return tickets
+
+    def acknowledged(self, task_id: str, loop: asyncio.AbstractEventLoop) -> None:
+        """The broker has this task's ack: its files in shared memory may go. Any thread; cheap where there are none."""
+        if task_id in self._unacknowledged:
+            loop.call_soon_threadsafe(self._discard, task_id)
+
+    async def close(self) -> None:
+        """Returns when the files of acknowledged tasks are gone."""
+        await asyncio.gather(*self._discarding, return_exceptions=True)
+
+    def _remember_shm(self, envelope: Envelope, delivery: Delivery) -> None:
+        items = (item for item in envelope.items if isinstance(item, Item))
+        files = tuple(item.source for item in items if isinstance(item.source, ShmSource))
+        if files:
+            self._unacknowledged[delivery.task_id] = files
+
+    def _discard(self, task_id: str) -> None:
+        for file in self._unacknowledged.pop(task_id, ()):
+            task = asyncio.get_running_loop().create_task(self._discard_one(file), name="legit-shm-discard")
+            self._discarding.add(task)
+            task.add_done_callback(self._discarding.discard)
+
+    async def _discard_one(self, file: ShmSource) -> None:
+        try:
+            await self._sources.discard(file)
+        except EmbeddingError:
+            pass  # refused when it was read, too: it is not ours to remove
+        except Exception as error:  # noqa: BLE001  told, because shared memory that nobody frees is lost to everybody
+            self._reporter.report(error, cause=f"discard:{type(error).__name__}")
+
+    async def _refuse(
+        self, error: InvalidEnvelopeError, reply_to: str | None, kind: TaskKind, delivery: Delivery
+    ) -> Summary:
+        entry = self._template(kind, delivery).refusal(error, at_ms=int(self._clock.time() * 1000))
+        self._metrics.item("unknown", error.code)
+        receipts = await self._publisher.submit(reply_to, [entry])
+        return summarise(delivery.task_id, receipts, ok=0, errors=1)
+
+    def _template(self, kind: TaskKind, delivery: Delivery) -> EntryTemplate:
+        return EntryTemplate.create(self._names, delivery, worker=self._identity, modality=modality_of(kind))
+
+    def _internal(self, error: Exception) -> InternalError:
+        self._reporter.report(error, cause=f"internal:{type(error).__name__}")
+        return InternalError(f"an internal error of the worker, reported to its operator: {type(error).__name__}")
+
+    def _count(self, change: int) -> None:
+        self._in_flight += change
+        self._metrics.tasks_in_flight(self._in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the chunks of one task share."""
+
+    model: EmbeddingModel
+    options: Options
+    ledger: Ledger
+    task_id: str
+    deadline_s: float | None
+
+
+def _give_back(reservation: Reservation, window: asyncio.Semaphore, _: "asyncio.Task[None]") -> None:
+    reservation.release()
+    window.release()
+
+
+def modality_of(kind: TaskKind) -> str:
+    """The modality whose default model a task of this kind uses."""
+    return "text" if kind == "texts" else "image"
+
+
+def input_kind_of(item: Item) -> InputKind:
+    """What an adapter must accept for this item."""
+    if isinstance(item.source, TextSource):
+        return "text"
+    return "tensor" if isinstance(item.source, ShmSource) else "bytes"
+
+
+def misfit_error(item: Item, info: ModelInfo) -> InvalidItemError:
+    """Why this model cannot take this item."""
+    return InvalidItemError(
+        f"items[{item.index}]: the model {info.name!r} ({info.modality}) takes no {input_kind_of(item)} input; "
+        "name another one in `model`"
+    )
+
+
+def entry_nbytes(info: ModelInfo) -> int:
+    """About what one entry of this model takes until it is confirmed: base64 of float32 is 5.33 bytes a dimension."""
+    return info.dim * 16 // 3 + ENTRY_OVERHEAD_BYTES
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Runs of `size` items, the last one perhaps shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

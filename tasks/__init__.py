@@ -1,0 +1,1 @@
+"""The tasks that producers send, by the names they have always had."""
