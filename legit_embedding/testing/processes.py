@@ -1,0 +1,81 @@
+"""Child processes that never outlive this one."""
+
+import contextlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Ends the child when this process is gone, however it went: its end of the pipe closes with it. PR_SET_PDEATHSIG would
+# fire already when the thread that started the child ends.
+GUARD = 'cat >/dev/null; kill -KILL "$1" 2>/dev/null; rm -rf "$2"'
+
+
+class GuardedProcess:
+    """A child with its output in `folder`/`log_name`; a guard kills it, and removes `folder`, should this process die.
+
+    The child has a session of its own: Ctrl-C in a terminal goes to the whole group, and whoever started the child
+    decides in which order things end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        log_name: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.log_path = folder / log_name
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=None if env is None else dict(env),
+                cwd=cwd or folder,
+                start_new_session=True,
+            )
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "legit-guard", str(self._process.pid), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it is alive; a paused one is."""
+        return self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        try:
+            return self.log_path.read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; does nothing where the child has ended."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code, negative for a signal; None where it still runs after that many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def kill(self) -> None:
+        """SIGKILL, and the guard goes too; a second call does nothing."""
+        self._process.kill()
+        self._process.wait()
+        self._guard.kill()
+        self._guard.communicate()
