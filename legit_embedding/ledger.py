@@ -10,6 +10,10 @@ from legit_embedding.publish.streams import Publisher
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.values import Envelope, Item, ModelInfo, Outcome, Receipt, RejectedItem, Summary
 
+NO_MODEL = "none"
+"""Counts items that failed before any model was in play. Never the name that a task asked for: it may be anything, and
+each new label is a new time series for ever."""
+
 Settled = tuple[Item | RejectedItem, Outcome]
 
 
@@ -39,7 +43,7 @@ class Ledger:
         self._open: dict[int, Item | RejectedItem] = {item.index: item for item in envelope.items}
         self._confirmations: list[asyncio.Future[list[Receipt]]] = []
         self._ok = 0
-        self._model = envelope.model or "default"
+        self._model = NO_MODEL
 
     def use_model(self, info: ModelInfo, fingerprint: str) -> None:
         """From now on entries name this model."""

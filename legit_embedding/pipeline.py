@@ -1,6 +1,7 @@
 """The whole flow of a task: parse, fetch, prepare, batch and compute, publish. The imports, in order, are the flow."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -13,8 +14,8 @@ from legit_embedding.contract import EntryTemplate, Names, parse_envelope, salva
 from legit_embedding.sources import Sources
 from legit_embedding.models.base import EmbeddingModel
 from legit_embedding.models.cache import ModelCache
-from legit_embedding.batching import Batcher, Ticket
-from legit_embedding.ledger import Ledger, summarise
+from legit_embedding.batching import Batcher, Ticket, Turns
+from legit_embedding.ledger import NO_MODEL, Ledger, summarise
 from legit_embedding.publish.streams import Publisher
 
 # isort: on
@@ -53,6 +54,9 @@ from legit_embedding.values import (
 ENTRY_OVERHEAD_BYTES = 1024
 """About what an entry holds beside its vector."""
 
+PREPARED_AHEAD = 2
+"""Chunks given to the prepare threads at once, for each of them: one more than it works on, so that it never idles."""
+
 
 class Pipeline:
     """Turns tasks into confirmed entries. One for the process, on the pool's loop; it owns none of its parts."""
@@ -88,6 +92,8 @@ class Pipeline:
         self._in_flight = 0
         self._unacknowledged: dict[str, tuple[ShmSource, ...]] = {}
         self._discarding: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._turns = Turns(PREPARED_AHEAD * (settings.prepare_threads or os.cpu_count() or 1))
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
 
     async def run(
@@ -100,6 +106,8 @@ class Pipeline:
         Raises:
             ShuttingDownError: the worker stops before every entry is confirmed; the task must go back to its queue.
         """
+        if self._closing:
+            raise _shutting_down()
         self._count(+1)
         try:
             envelope = parse_envelope(args, kwargs, kind=kind, names=self._names, max_items=self._settings.max_items)
@@ -169,8 +177,8 @@ class Pipeline:
         try:
             async with asyncio.TaskGroup() as group:
                 for chunk in chunks(items, size):
-                    await self._publisher.wait_for_room()
                     await window.acquire()
+                    await self._publisher.wait_for_room()
                     reservation = await self._reserve(chunk, run.model)
                     task = group.create_task(self._embed_chunk(chunk, reservation, run), name="legit-chunk")
                     # By callback, because a task cancelled before its first step runs none of its own lines.
@@ -205,6 +213,12 @@ class Pipeline:
                 await asyncio.wait(unconfirmed)
         except ShuttingDownError:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this chunk, so what it waited for was stopped: unsaid, its items would have no outcome.
+            raise _shutting_down() from None
         except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
             internal = self._internal(error)
             run.ledger.settle((item, internal) for item in chunk)
@@ -228,11 +242,12 @@ class Pipeline:
         """Tickets for what could be prepared; the rest has its error entries."""
         if not pairs:
             return []
-        started_s = self._clock.monotonic()
-        results: list[Prepared | EmbeddingError] = await run_on(
-            self._executor, run.model.prepare, [payload for _, payload in pairs], run.options
-        )
-        self._metrics.stage("prepare", self._clock.monotonic() - started_s)
+        async with self._turns.take(run.task_id):
+            started_s = self._clock.monotonic()
+            results: list[Prepared | EmbeddingError] = await run_on(
+                self._executor, run.model.prepare, [payload for _, payload in pairs], run.options
+            )
+            self._metrics.stage("prepare", self._clock.monotonic() - started_s)
         tickets = []
         for (item, _), result in zip(pairs, results, strict=True):
             if isinstance(result, EmbeddingError):
@@ -249,7 +264,11 @@ class Pipeline:
             loop.call_soon_threadsafe(self._discard, task_id)
 
     async def close(self) -> None:
-        """Returns when the files of acknowledged tasks are gone."""
+        """Takes no more tasks, and returns when the files of acknowledged ones are gone.
+
+        From now on a failure may come of parts that are being stopped: it sends its task back, and is no entry.
+        """
+        self._closing = True
         await asyncio.gather(*self._discarding, return_exceptions=True)
 
     def _remember_shm(self, envelope: Envelope, delivery: Delivery) -> None:
@@ -276,7 +295,7 @@ class Pipeline:
         self, error: InvalidEnvelopeError, reply_to: str | None, kind: TaskKind, delivery: Delivery
     ) -> Summary:
         entry = self._template(kind, delivery).refusal(error, at_ms=int(self._clock.time() * 1000))
-        self._metrics.item("unknown", error.code)
+        self._metrics.item(NO_MODEL, error.code)
         receipts = await self._publisher.submit(reply_to, [entry])
         return summarise(delivery.task_id, receipts, ok=0, errors=1)
 
@@ -284,6 +303,13 @@ class Pipeline:
         return EntryTemplate.create(self._names, delivery, worker=self._identity, modality=modality_of(kind))
 
     def _internal(self, error: Exception) -> InternalError:
+        """What becomes of a bug of ours, reported.
+
+        Raises:
+            ShuttingDownError: the worker is stopping; see `close`.
+        """
+        if self._closing:
+            raise _shutting_down() from error
         self._reporter.report(error, cause=f"internal:{type(error).__name__}")
         return InternalError(f"an internal error of the worker, reported to its operator: {type(error).__name__}")
 
@@ -301,6 +327,10 @@ class _Run:
     ledger: Ledger
     task_id: str
     deadline_s: float | None
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("the worker is stopping; the task goes back to its queue")
 
 
 def _give_back(reservation: Reservation, window: asyncio.Semaphore, _: "asyncio.Task[None]") -> None:

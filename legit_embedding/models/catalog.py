@@ -82,7 +82,7 @@ class Catalog:
             return cls.parse(BUILT_IN)
         try:
             return cls.parse(path.read_text(encoding="utf-8"))
-        except (OSError, ConfigurationError) as error:
+        except (OSError, UnicodeDecodeError, ConfigurationError) as error:
             raise ConfigurationError(f"LEGIT_MODELS={path}: {error}") from error
 
     @classmethod
@@ -102,8 +102,12 @@ class Catalog:
         models, defaults = tables.get("models", {}), tables.get("defaults", {})
         if not isinstance(models, dict) or not all(isinstance(entry, dict) for entry in models.values()):
             raise ConfigurationError("models must be tables: [models.<key>]")
+        if not isinstance(defaults, dict):
+            raise ConfigurationError("defaults must be a table: [defaults]")
         specs = {key: _parse_spec(key, entry) for key, entry in models.items()}
         for modality, key in defaults.items():
+            if not isinstance(key, str):
+                raise ConfigurationError(f"defaults.{modality} must be the key of a model, not {key!r}")
             if key not in specs:
                 raise ConfigurationError(f"defaults.{modality} names {key!r}, which is not declared as [models.{key}]")
         return cls(specs, defaults)

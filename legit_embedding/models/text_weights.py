@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
@@ -170,12 +171,21 @@ def load_transformer(source: TextSource, config: Any, spec: ModelSpec) -> torch.
                 local_files_only=True,
                 weights_only=not spec.trust_pickle,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
                 **options,
                 **_without_pooler(config, auto),
             )
         except UnpicklingError as error:
             raise pickle_refused(files[0]) from error
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            ImportError,
+            safetensors.SafetensorError,
+        ) as error:
             if "weights_only" in str(error) or "Weights only load" in str(error):
                 raise pickle_refused(files[0]) from error
             raise ModelUnavailableError(f"the weights in {source.transformer} cannot be loaded: {error}") from error
@@ -202,12 +212,12 @@ def _without_pooler(config: Any, auto: Any) -> dict[str, bool]:
 
 def _refuse_made_up(report: Any, folder: Path) -> None:
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
-    wrong = [*report.get("mismatched_keys", ()), *report.get("error_msgs", ())]
-    if missing or wrong:
-        shown = ", ".join([*missing, *map(str, wrong)][:NAMED])
+    misfits = sorted(str(entry[0]) for entry in report["mismatched_keys"]) + [str(one) for one in report["error_msgs"]]
+    if missing or misfits:
+        shown = ", ".join([*missing, *misfits][:NAMED])
         raise ConfigurationError(
-            f"the checkpoint in {folder} does not fit its config.json: {len(missing)} weights are missing and "
-            f"{len(wrong)} do not fit ({shown}, …); they would have been made up"
+            f"the checkpoint in {folder} does not fit its config.json: {len(missing)} weights are missing, "
+            f"{len(misfits)} have another shape ({shown}{', …' if len(missing) + len(misfits) > NAMED else ''})"
         )
 
 

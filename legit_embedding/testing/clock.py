@@ -3,6 +3,9 @@
 import asyncio
 import heapq
 import itertools
+from collections.abc import Callable
+
+PATIENCE_S = 30.0
 
 
 class FakeClock:
@@ -56,3 +59,14 @@ async def settle(turns: int = 20) -> None:
     """Lets everything run that can run now."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Lets everything run until `condition` holds: for what also needs a thread, which takes its own time.
+
+    Raises:
+        TimeoutError: it did not within 30 s.
+    """
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  a thread sets no event for us
+            await asyncio.sleep(0)

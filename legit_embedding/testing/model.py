@@ -3,7 +3,6 @@
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict
 from typing import ClassVar
 
 import numpy as np
@@ -43,8 +42,8 @@ class FakeModel:
     A payload's *key* is the text, the bytes as Latin-1, or a tensor's digest. `undecodable` keys are refused by
     `prepare`, `broken` ones get a vector with NaN in it, more than `out_of_memory_above` items are too much for
     `forward`, and `fail` is asked before each forward: the exception that it returns for the batch's keys is raised.
-    All four may be changed at any time. `gate` holds forwards, and `finish_gate` what comes after them; `batches` are the
-    keys of each forward, in the order in which they began.
+    All four may be changed at any time. `gate` holds forwards, `prepare_gate`, `finish_gate` and `close_gate` the other
+    stages; `batches` are the keys of each forward, in the order in which they began.
     """
 
     def __init__(
@@ -69,7 +68,9 @@ class FakeModel:
         self.out_of_memory_above = out_of_memory_above
         self.fail: Callable[[Sequence[str]], BaseException | None] = lambda _: None
         self.gate = Gate()
+        self.prepare_gate = Gate()
         self.finish_gate = Gate()
+        self.close_gate = Gate()
         self.batches: list[list[str]] = []
         self.prepared: list[int] = []
         self.forward_threads: set[str] = set()
@@ -112,13 +113,19 @@ class FakeModel:
         return self._prepared_nbytes
 
     def fingerprint(self, options: Options) -> str:
-        """See `EmbeddingModel`."""
-        return fingerprint(model=self._info.name, dim=self._info.dim, options=asdict(options))
+        """See `EmbeddingModel`; `truncate` is no part of it, because it changes no vector."""
+        return fingerprint(
+            model=self._info.name,
+            prompt=options.prompt,
+            normalize=options.normalize,
+            dimensions=options.dimensions or self._info.dim,
+        )
 
     def prepare(self, payloads: Sequence[Payload], options: Options) -> list[Prepared | EmbeddingError]:
         """See `EmbeddingModel`; a text has a token a word, anything else has one."""
         with self._lock:
             self.prepared.append(len(payloads))
+        self.prepare_gate.enter()
         return [self._prepare_one(payload, options) for payload in payloads]
 
     def forward(self, batch: Sequence[Prepared]) -> FloatMatrix:
@@ -148,6 +155,7 @@ class FakeModel:
         """See `EmbeddingModel`; `closes` counts the calls."""
         with self._lock:
             self.closes += 1
+        self.close_gate.enter()
 
     def vector(self, payload: Payload, options: Options | None = None) -> FloatVector:
         """What a good payload's vector is, shape (dim,) or (options.dimensions,), float32.
@@ -182,7 +190,7 @@ class FakeAdapter:
     """An `Adapter` of `FakeModel`s. `options` of a spec are further arguments of the model's constructor.
 
     `loads` are the keys that were asked for, in order, failed ones too, and `models` what was loaded, in order. `fail`
-    is asked before each load: the exception that it returns is raised. `gate` holds loads.
+    is asked before each load: the exception that it returns is raised. `gate` holds loads. `make` makes the models.
     """
 
     modality: ClassVar[str] = "text"
@@ -192,6 +200,7 @@ class FakeAdapter:
         self.gate = Gate()
         self.loads: list[str] = []
         self.models: list[FakeModel] = []
+        self.make: Callable[..., FakeModel] = FakeModel
 
     def load(self, spec: ModelSpec, limits: InputLimits) -> FakeModel:  # noqa: ARG002  a fake decodes nothing
         """See `Adapter`."""
@@ -200,7 +209,7 @@ class FakeAdapter:
         error = self.fail(spec)
         if error is not None:
             raise error
-        model = FakeModel(
+        model = self.make(
             name=spec.key,
             device="cpu" if spec.device == "auto" else spec.device,
             limits=BatchLimits(max_items=spec.max_items or 8, max_tokens=spec.max_tokens),
