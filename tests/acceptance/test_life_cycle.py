@@ -11,7 +11,7 @@ from legit_embedding.testing.worker import WorkerProcess, WorkerStartError
 from tests.acceptance.site import TEXTS, Site
 
 ARGS = ("-P", "legit_async", "-l", "INFO")
-TASKS, ITEMS = 150, 8
+TASKS, ITEMS = 300, 4
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def environment(server, models_toml, **more):
 
 
 def send_many(site, stream):
-    """Tasks of long texts, so that the worker is busy for a while; what must come: (task id, index)."""
-    text = " ".join(f"word{number % 50}" for number in range(120))
+    """More than a worker does in a moment; what must come: (task id, index)."""
+    text = "a sentence of some twenty words that goes on and on so that a worker has something to do"
     sent = [site.send(TEXTS, {"texts": [f"{number} {text}"] * ITEMS, "reply_to": stream}).id for number in range(TASKS)]
     return {(task_id, index) for task_id in sent for index in range(ITEMS)}
 
