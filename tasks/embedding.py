@@ -9,6 +9,6 @@ from tasks.common import embed, register
 
 
 @register(EMBED_IMAGES)
-async def embed_images(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def embed_images(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Embeds prepared images; one entry an item on the task's `reply_to` stream; returns the task's summary."""
     return await embed(self.request, args, kwargs, kind="prepared_images")

@@ -44,7 +44,7 @@ class HostRule:
         bare = text.removeprefix("*.")
         authority = bare if bare.count(":") <= 1 or bare.startswith("[") else f"[{bare}]"
         try:
-            url = URL(f"http://{authority}")
+            url = parse_url(f"http://{authority}")
             alone = url == url.origin()
         except ValueError as error:
             raise ConfigurationError(f"LEGIT_ALLOWED_HOSTS: {text!r} is no host: {error}") from error
@@ -82,7 +82,7 @@ class HostPolicy:
             SourceNotAllowedError: its host is not in `LEGIT_ALLOWED_HOSTS`.
         """
         try:
-            url = URL(text)
+            url = parse_url(text)
         except ValueError as error:
             raise InvalidItemError(f"url: {text!r:.200} is no URL: {error}") from error
         if url.user is not None or url.password is not None:
@@ -100,6 +100,18 @@ class HostPolicy:
         if address is None:
             return False
         return is_public(address) or not self._places.isdisjoint({(address, None), (address, port)})
+
+
+def parse_url(text: str) -> URL:
+    """The URL that `text` spells.
+
+    Raises:
+        ValueError: none.
+    """
+    try:
+        return URL(text)
+    except IndexError as error:  # yarl 1.25 stumbles over `http://[]@`
+        raise ValueError("an authority that cannot be parsed") from error
 
 
 def host_of(url: URL) -> str:

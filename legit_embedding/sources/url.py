@@ -19,7 +19,7 @@ from legit_embedding.errors import (
     SourceTooLargeError,
     SourceUnavailableError,
 )
-from legit_embedding.sources.hosts import HostPolicy
+from legit_embedding.sources.hosts import HostPolicy, parse_url
 
 MAX_REDIRECTS = 5
 READ_BYTES = 256 * 1024
@@ -110,7 +110,7 @@ class Fetcher:
     def _next(self, url: URL, location: str) -> URL:
         """Where a redirect leads, held against the same rules; what is wrong with it is not the item's fault."""
         try:
-            return self._policy.require_url(str(url.join(URL(location))))
+            return self._policy.require_url(str(url.join(parse_url(location))))
         except (InvalidItemError, ValueError) as error:
             raise SourceNotAllowedError(f"url: the server leads on to {location!r:.200}, which is refused") from error
 

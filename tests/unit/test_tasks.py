@@ -6,6 +6,8 @@ import pytest
 from celery.app.task import Context
 
 from legit_embedding import runtime
+from legit_embedding.application import app
+from legit_embedding.contract import EMBED_TEXTS
 from legit_embedding.errors import WrongPoolError
 from tasks.common import delivery_of
 from tasks.text_embedding import embed_texts  # noqa: F401  registers the task
@@ -43,3 +45,9 @@ def test_a_task_without_expires_never_expires():
 def test_under_another_pool_the_tasks_refuse_with_a_clear_error():
     with pytest.raises(WrongPoolError, match="-P legit_async"):
         runtime.current()
+
+
+def test_an_unknown_field_may_have_any_name():
+    """Also the one that Python gives the task itself."""
+    with pytest.raises(WrongPoolError):
+        app.tasks[EMBED_TEXTS].run(self="a field", texts=["a"])
