@@ -1,7 +1,6 @@
 """Images with open_clip: any architecture that it has, the visual tower alone."""
 
 import contextlib
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -22,8 +21,6 @@ from legit_embedding.models.tensors import module_nbytes, staging, state_digest,
 from legit_embedding.models.vectors import finalize, fingerprint
 from legit_embedding.models.weights import digest_of
 from legit_embedding.values import BatchLimits, FloatMatrix, InputKind, ModelInfo, Options, Outcome, Payload, Prepared
-
-logger = logging.getLogger(__name__)
 
 CPU_ITEMS, ACCELERATOR_ITEMS = 16, 128
 """Items a batch, unless `max_items` says otherwise: a CPU gains nothing from more, an accelerator little."""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from legit_embedding.errors import ConfigurationError, ModelUnavailableError
 from legit_embedding.models.catalog import ModelSpec
 from legit_embedding.models.hub import SCHEME, Repository
 from legit_embedding.models.weights import SAFETENSORS
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "open_clip_config.json"
 PREFERRED = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -98,7 +101,14 @@ def _from_tag(spec: ModelSpec, tag: str) -> ClipSource:
         checkpoint = _fetch_first(Repository(repository, spec.revision), wanted)
     else:
         checkpoint = _download(config["url"])
-    return ClipSource(_named_architecture(spec), merge_preprocess_dict(_defaults(), config), checkpoint)
+    architecture = _named_architecture(spec)
+    if bool(config.get("quick_gelu")) != bool(architecture.get("quick_gelu")):
+        logger.warning(
+            "model %s: %s was trained with another activation (QuickGELU or not) than %s has; its vectors are those "
+            "that open_clip gives for this pair, but %s is meant for it",
+            spec.key, tag, name, f"{name}-quickgelu" if config.get("quick_gelu") else name.removesuffix("-quickgelu"),
+        )  # fmt: skip
+    return ClipSource(architecture, merge_preprocess_dict(_defaults(), config), checkpoint)
 
 
 def _from_folder(spec: ModelSpec, folder: Path, checkpoint: Path) -> ClipSource:
@@ -113,6 +123,8 @@ def _from_folder(spec: ModelSpec, folder: Path, checkpoint: Path) -> ClipSource:
         architecture, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{path} is no configuration of open_clip: {error!r}") from error
+    if spec.name is not None:
+        logger.info("model %s: %s says what to build, name = %r is not used", spec.key, path, spec.name)
     return ClipSource(architecture, merge_preprocess_dict(_defaults(), preprocess), checkpoint)
 
 

@@ -1,7 +1,6 @@
 """Texts with transformers, pooled as the model's own sentence-transformers files say."""
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,31 +13,20 @@ from legit_embedding.models.base import InputLimits
 from legit_embedding.models.catalog import ModelSpec
 from legit_embedding.models.device import choose_device, choose_dtype, dtype_name, out_of_memory_guard, release_cached
 from legit_embedding.models.pooling import build_head, pool
-from legit_embedding.models.sentence_files import POOLING_MODES, Pooling, SentenceFiles
+from legit_embedding.models.sentence_files import Pooling, SentenceFiles
 from legit_embedding.models.tensors import module_nbytes, seeded, staging, state_digest, to_device, to_host
+from legit_embedding.models.text_settings import check_options, limit_of, pooling_of
 from legit_embedding.models.text_weights import TextSource, load_config, load_tokenizer, load_transformer, locate
 from legit_embedding.models.tokens import TextEncoder, Tokens, TooManyTokens
 from legit_embedding.models.vectors import finalize, fingerprint
 from legit_embedding.models.weights import digest_of
 from legit_embedding.values import BatchLimits, FloatMatrix, InputKind, ModelInfo, Options, Outcome, Payload, Prepared
 
-logger = logging.getLogger(__name__)
-
 CPU_LIMITS = BatchLimits(max_items=32, max_tokens=4096)
 ACCELERATOR_LIMITS = BatchLimits(max_items=256, max_tokens=16_384)
 """A batch, unless `max_items` and `max_tokens` say otherwise; tokens count with their padding."""
 
-LONGEST = 8192
-"""The limit of a model that names none itself, in tokens."""
-
-UNLIMITED = 1_000_000
-"""Above this a tokenizer's limit is transformers' way to say that it has none."""
-
-POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "longformer"})
-"""Families that count positions from behind the padding's id, and so have that many fewer than they say."""
-
 CHUNK = 32
-OPTIONS = ("max_seq_length", "pooling")
 
 
 class TransformersAdapter:
@@ -48,16 +36,16 @@ class TransformersAdapter:
 
     def load(self, spec: ModelSpec, limits: InputLimits) -> "TransformersModel":  # noqa: ARG002  of images
         """See `Adapter.load`."""
-        _check_options(spec)
+        check_options(spec)
         device = choose_device(spec.device)
         dtype = choose_dtype(spec.dtype, device)
         source = locate(spec)
-        pooling = _pooling(spec, source.files)
+        pooling = pooling_of(spec, source.files)
         config = load_config(source, spec)
         tokenizer = load_tokenizer(source, spec)
         encoder = TextEncoder(
             tokenizer,
-            limit=_limit(spec, source.files, tokenizer, config),
+            limit=limit_of(spec, source.files, tokenizer, config),
             lower_case=source.files.do_lower_case,
         )
         transformer = load_transformer(source, config, spec)
@@ -249,49 +237,6 @@ class TransformersModel:
         host = staging(array.shape, torch.int64, self._info.device)
         host.numpy()[...] = array
         return to_device(host, self._info.device)
-
-
-def _check_options(spec: ModelSpec) -> None:
-    unknown = sorted(set(spec.options) - set(OPTIONS))
-    if unknown:
-        raise ConfigurationError(
-            f"models.{spec.key}.{unknown[0]} is unknown; beside the common keys the transformers adapter knows "
-            f"{', '.join(OPTIONS)}"
-        )
-    length = spec.options.get("max_seq_length")
-    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length <= 0):
-        raise ConfigurationError(f"models.{spec.key}.max_seq_length must be a number of tokens, not {length!r}")
-
-
-def _pooling(spec: ModelSpec, files: SentenceFiles) -> Pooling:
-    """`pooling` of `models.toml`, else the model's own, else a guess that is said aloud."""
-    named = spec.options.get("pooling")
-    if named is not None:
-        if named not in POOLING_MODES:
-            raise ConfigurationError(
-                f"models.{spec.key}.pooling {named!r} is unknown; there are {', '.join(POOLING_MODES)}"
-            )
-        return Pooling((named,), files.pooling.include_prompt)
-    if not files.declared:
-        logger.warning(
-            "model %s: %s has no modules.json, so its vectors are the mean of its tokens; "
-            "set pooling for this model if it was trained otherwise",
-            spec.key, spec.weights,
-        )  # fmt: skip
-    return files.pooling
-
-
-def _limit(spec: ModelSpec, files: SentenceFiles, tokenizer: Any, config: Any) -> int:
-    """Tokens a text may have: `models.toml`, then the model's own files, then what its positions allow."""
-    named = spec.options.get("max_seq_length") or files.max_seq_length
-    if named is not None:
-        return int(named)
-    limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < UNLIMITED else []
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        after = config.model_type in POSITIONS_AFTER_PADDING
-        limits.append(positions - (config.pad_token_id or 0) - 1 if after else positions)
-    return min(limits, default=LONGEST)
 
 
 def _identity(spec: ModelSpec, source: TextSource, transformer: torch.nn.Module, head: torch.nn.Module) -> str:

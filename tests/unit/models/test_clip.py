@@ -23,6 +23,8 @@ from legit_embedding.errors import (
 from legit_embedding.models.base import InputLimits
 from legit_embedding.models.catalog import ModelSpec
 from legit_embedding.models.clip import OpenClipAdapter
+from legit_embedding.models.clip_source import resolve
+from legit_embedding.models.hub import Repository, Snapshot
 from legit_embedding.models.warmup import warm_up
 from legit_embedding.testing.checkpoints import SMALL_EVA02, save_open_clip, save_small_eva02
 from legit_embedding.values import Options
@@ -360,3 +362,50 @@ def test_a_closed_model_computes_nothing_more(folder):
     model.close()
     with pytest.raises(RuntimeError, match="closed"):
         model.forward(prepared)
+
+
+# -- tags --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tagged(folder, monkeypatch):
+    """`fetched` in place of the hub: what was asked for, answered with the small ViT's checkpoint."""
+    asked = []
+
+    def fetch(repository, patterns):
+        asked.append((str(repository), *patterns))
+        return Snapshot(folder, repository)
+
+    monkeypatch.setattr(Repository, "fetch", fetch)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "warned"),
+    [("ViT-B-32", "openai", "ViT-B-32-quickgelu is meant"), ("ViT-B-32-quickgelu", "openai", "")],
+)
+def test_a_tag_says_where_its_weights_are_and_which_activation_they_want(tagged, caplog, name, tag, warned):
+    source = resolve(ModelSpec(key="clip", adapter="open_clip", name=name, weights=tag))
+    assert len(tagged) == 1
+    assert tagged[0][1] == "open_clip_model.safetensors"
+    assert source.checkpoint.name == "open_clip_model.safetensors"
+    assert (warned in caplog.text) if warned else not caplog.records
+
+
+def test_a_tag_brings_its_own_preprocessing_and_the_entry_overrules_it(tagged):
+    entry = {"key": "clip", "adapter": "open_clip", "name": "ViT-B-16-SigLIP", "weights": "webli"}
+    assert resolve(ModelSpec(**entry)).preprocess["mean"] == (0.5, 0.5, 0.5)
+    assert resolve(ModelSpec(**entry)).preprocess["resize_mode"] == "squash"
+    changed = resolve(ModelSpec(**entry, options={"image_resize_mode": "longest"}))
+    assert (changed.preprocess["mean"], changed.preprocess["resize_mode"]) == ((0.5, 0.5, 0.5), "longest")
+
+
+def test_a_tag_of_the_hub_may_be_pinned(tagged):
+    resolve(ModelSpec(key="c", adapter="open_clip", name="EVA02-B-16", weights="merged2b_s8b_b131k", revision="abc"))
+    assert tagged[0][0] == "hf-hub:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k@abc"
+
+
+def test_a_configuration_beside_the_weights_goes_before_the_name(copied, caplog):
+    with caplog.at_level("INFO", "legit_embedding"):
+        assert load(name="ViT-B-32", weights=str(copied)).info.dim == 24
+    assert "name = 'ViT-B-32' is not used" in caplog.text

@@ -90,7 +90,7 @@ def test_a_device_that_is_not_there_is_named(machine, name, message):
         ("cuda:0", (8, 0), (), torch.bfloat16),
         ("cuda:0", (9, 0), (), torch.bfloat16),
         ("cuda:0", (7, 5), (), torch.float32),
-        ("cpu", None, ("avx512_bf16",), torch.bfloat16),
+        ("cpu", None, ("avx512_bf16",), torch.float32),
         ("cpu", None, ("amx_bf16", "avx2"), torch.bfloat16),
         ("cpu", None, ("avx2", "avx512f"), torch.float32),
         ("mps", None, (), torch.float32),
