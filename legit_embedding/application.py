@@ -16,7 +16,7 @@ from celery.signals import celeryd_init, worker_init
 import legit_embedding.control  # noqa: F401  registers the remote-control commands, for the worker and the command line
 from legit_embedding.config import settings, unknown_variables
 from legit_embedding.errors import ConfigurationError
-from legit_embedding.pool.pool import TaskPool
+from legit_embedding.pool.legit_async import TaskPool
 from legit_embedding.telemetry.identity import adopt_identity
 from legit_embedding.telemetry.sentry import start_sentry
 

@@ -10,7 +10,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery import Celery
@@ -26,17 +26,23 @@ def offloading(app: Celery, executor: Executor) -> Iterator[None]:
     Entered on the loop's thread, because a backend may belong to its thread.
     """
     backend = app.backend
-    wrapped = [] if isinstance(backend, DisabledBackend) else [(backend, name) for name in STORING]
-    for _, name in wrapped:
-        setattr(backend, name, _offloaded(getattr(backend, name), executor, STORING[name]))
+    calls = [] if isinstance(backend, DisabledBackend) else [(backend, name, STORING[name]) for name in STORING]
     # Whole, with the look for a free producer: one that was taken on the loop and held while its greenlet waits could
     # leave the next one to block the loop for ever. Who brings a producer of his own holds it already.
-    app.send_task = _offloaded(app.send_task, executor, _brings_no_producer)
-    try:
+    calls.append((app, "send_task", _brings_no_producer))
+    with ExitStack() as stack:
+        for owner, name, blocks in calls:
+            stack.callback(_restore, owner, name, vars(owner).get(name))
+            setattr(owner, name, _offloaded(getattr(owner, name), executor, blocks))
         yield
-    finally:
-        for owner, name in (*wrapped, (app, "send_task")):
-            vars(owner).pop(name, None)
+
+
+def _restore(owner: Any, name: str, own: Any) -> None:
+    """`own` is what the object itself had under that name, None where its class had it."""
+    if own is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, own)
 
 
 def _offloaded(call: Callable[..., Any], executor: Executor, blocks: Callable[..., bool]) -> Callable[..., Any]:

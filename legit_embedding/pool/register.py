@@ -5,7 +5,7 @@ import sys
 from celery import concurrency
 
 NAME = "legit_async"
-IMPLEMENTATION = "legit_embedding.pool.pool:TaskPool"
+IMPLEMENTATION = "legit_embedding.pool.legit_async:TaskPool"
 
 
 def register_pool() -> None:

@@ -39,8 +39,8 @@ class Waker:
         self._woken = False
 
     def wait(self, timeout_s: float) -> None:
-        """Returns after a `wake`, or after that many seconds."""
-        with selectors.DefaultSelector() as selector:
+        """Returns after a `wake`, or after that many seconds; at once where it is closed."""
+        with selectors.DefaultSelector() as selector, contextlib.suppress(ValueError):
             selector.register(self._reader, selectors.EVENT_READ)
             selector.select(timeout_s)
 

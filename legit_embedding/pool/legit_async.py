@@ -16,16 +16,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import TaskError, Terminated, WorkerLostError
+from celery.exceptions import Terminated, WorkerLostError
 from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
 from legit_embedding.pool.bridge import Drive
-from legit_embedding.pool.job import ABANDONED, HARD, SOFT, TERMINATED, Job
+from legit_embedding.pool.job import ABANDONED, HARD, SOFT, Job
 from legit_embedding.pool.loop import LoopThread
+from legit_embedding.pool.outcomes import callback_of
 from legit_embedding.pool.slots import Slots
 from legit_embedding.pool.threads import DaemonThreads
 from legit_embedding.pool.waker import Waker
@@ -61,6 +61,7 @@ class TaskPool(BasePool):
         self._numbers = itertools.count(1)
         self._new: deque[Job] = deque()
         self._done: deque[tuple[Callable[..., Any] | None, tuple[Any, ...], Job | None]] = deque()
+        self._freed: deque[int] = deque()
         self._claim = threading.Lock()  # never taken on the consumer's thread
         self._loop_woken = False
         self._waker = Waker()
@@ -125,10 +126,11 @@ class TaskPool(BasePool):
         for job in list(self._jobs.values()):
             if not job.handed_over:
                 self._jobs.pop(job.id, None)
-        while self._jobs and self._loop is not None and self._loop.alive:
+        loop = self._loop
+        while self._jobs and loop is not None and loop.alive:
             self._waker.clear()
             self._drain()
-            self._loop.call(self._start_new)  # to wake it may be what `on_apply` had still to do
+            loop.call(self._start_new)  # to wake it may be what `on_apply` had still to do
             if not self._jobs or (deadline_s is not None and time.monotonic() >= deadline_s):
                 break
             self._waker.wait(LOOK_S)
@@ -151,10 +153,10 @@ class TaskPool(BasePool):
         """On the loop's dying thread: fails every job and stops the worker, which could only hang."""
         logger.critical("the event loop of the pool has ended; the worker stops")
         self._closing = True
-        for job in list(self._jobs.values()):
-            self._report(job, ok=False, result=WorkerLostError("the event loop of the pool has ended"))
         worker_state.should_stop = EX_FAILURE
         self._waker.wake()
+        for job in list(self._jobs.values()):
+            self._report(job, ok=False, result=WorkerLostError("the event loop of the pool has ended"))
 
     # -- size ----------------------------------------------------------------------------------------------------------
 
@@ -222,14 +224,19 @@ class TaskPool(BasePool):
             accept_callback(job.id, time.monotonic())  # the "pid" by which `terminate_job` will name it
         self._new.append(job)
         job.handed_over = True
-        if not self._loop_woken and self._loop is not None:
+        loop = self._loop  # looked up once: a signal's handler may close it before the next line
+        if not self._loop_woken and loop is not None:
             self._loop_woken = True
-            self._loop.call(self._start_new)
+            loop.call(self._start_new)
         return job
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Interrupts the job that was accepted as `pid`."""
-        self._drain()  # during a cold shutdown nobody else does
+        # During a cold shutdown nobody else reports what is done. But a slot that were free now would go to a task that
+        # waits, in the middle of that shutdown: Celery cancels all tasks first, and only then says that it stops.
+        self._report_done()
+        if self._freed:
+            self._waker.wake()
         job = self._jobs.get(pid)
         if job is not None:
             job.terminate(signal)
@@ -303,8 +310,9 @@ class TaskPool(BasePool):
 
     def _interrupt(self, job: Job, reason: str, signal: int | None) -> None:
         """From the consumer's thread."""
-        if self._loop is not None:
-            self._loop.call(self._cancel, job, reason, signal)
+        loop = self._loop
+        if loop is not None:
+            loop.call(self._cancel, job, reason, signal)
 
     def _cancel(self, job: Job, reason: str, signal: int | None) -> None:
         # Once: a second cancellation would hit the body in its cleaning up.
@@ -332,7 +340,7 @@ class TaskPool(BasePool):
             if job.reported:
                 return
             job.reported = True
-        self._done.append((*_outcome(job, ok=ok, result=result), job))
+        self._done.append((*callback_of(job, ok=ok, result=result), job))
         self._jobs.pop(job.id, None)  # after the line above: whoever waits for the jobs drains once more after them
         self._wake_consumer()
 
@@ -352,6 +360,15 @@ class TaskPool(BasePool):
 
     def _drain(self) -> None:
         """On the consumer's thread: calls Celery back, acks included, and frees the slots."""
+        self._report_done()
+        while self._freed:
+            try:
+                self._freed.popleft()
+            except IndexError:  # as below
+                return
+            self._slots.give_back()
+
+    def _report_done(self) -> None:
         while self._done:
             try:
                 callback, args, job = self._done.popleft()
@@ -365,35 +382,4 @@ class TaskPool(BasePool):
             finally:
                 if job is not None:
                     self._served += 1
-                    self._slots.give_back()
-
-
-def _outcome(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
-    """Which of Celery's callbacks it is, and with what."""
-    if ok:  # in spite of an interruption, too: the tracer has stored the result
-        return job.callback, (result,)
-    if job.reason == HARD:
-        return job.timeout_callback, (False, job.hard_limit_s)
-    if job.reason == ABANDONED:
-        return None, ()
-    return job.error_callback, (_info(_error_of(job, result)),)
-
-
-def _error_of(job: Job, result: Any) -> BaseException:
-    if job.reason == TERMINATED:
-        return Terminated(job.signal)
-    if isinstance(result, Exception):
-        return result
-    if isinstance(result, asyncio.CancelledError):
-        # A failure of the task's own, such as awaiting what somebody else has cancelled: no worker was lost, and to
-        # run it again would end the same way.
-        return TaskError("the body ended with a cancellation that nobody asked for")
-    return WorkerLostError(f"the task ended with {result!r}")
-
-
-def _info(error: BaseException) -> ExceptionInfo:
-    """Celery's form of an exception, with the traceback that it has."""
-    try:
-        raise error  # noqa: TRY301  ExceptionInfo reads the exception that is being handled
-    except BaseException:  # noqa: BLE001  raised one line above
-        return ExceptionInfo()
+                    self._freed.append(job.id)

@@ -1,0 +1,41 @@
+"""From what became of a job to the callback of Celery's that says so. Pure."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import TaskError, Terminated, WorkerLostError
+
+from legit_embedding.pool.job import ABANDONED, HARD, TERMINATED, Job
+
+
+def callback_of(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
+    """Which of a job's callbacks tells Celery what became of it, and with what."""
+    if ok:  # in spite of an interruption, too: the tracer has stored the result
+        return job.callback, (result,)
+    if job.reason == HARD:
+        return job.timeout_callback, (False, job.hard_limit_s)
+    if job.reason == ABANDONED:
+        return None, ()
+    return job.error_callback, (_info(_error_of(job, result)),)
+
+
+def _error_of(job: Job, result: Any) -> BaseException:
+    if job.reason == TERMINATED:
+        return Terminated(job.signal)
+    if isinstance(result, Exception):
+        return result
+    if isinstance(result, asyncio.CancelledError):
+        # A failure of the task's own, such as awaiting what somebody else has cancelled: no worker was lost, and to
+        # run it again would end the same way.
+        return TaskError("the body ended with a cancellation that nobody asked for")
+    return WorkerLostError(f"the task ended with {result!r}")
+
+
+def _info(error: BaseException) -> ExceptionInfo:
+    """Celery's form of an exception, with the traceback that it has."""
+    try:
+        raise error  # noqa: TRY301  ExceptionInfo reads the exception that is being handled
+    except BaseException:  # noqa: BLE001  raised one line above
+        return ExceptionInfo()
