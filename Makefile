@@ -12,7 +12,7 @@ setup: .venv/.ready  ## a local .venv from the committed lock file (about 6 GB: 
 .venv/.ready: uv.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	$(BIN)/uv sync --frozen --inexact
+	$(BIN)/uv sync --frozen --inexact --compile-bytecode
 	@touch $@
 
 demo: setup      ## a real server, a real worker, a plain producer; then a table of what came back
