@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 import pytest
-from hypothesis import settings as hypothesis_settings
 
 from legit_embedding.batching import Batcher
 from legit_embedding.budget import ByteBudget
@@ -23,10 +22,6 @@ from legit_embedding.testing.model import FakeAdapter, FakeModel
 from legit_embedding.testing.publisher import MemoryPublisher
 from legit_embedding.testing.reports import NullReporter
 from legit_embedding.values import Delivery
-
-# A deadline would assert a time, on machines that are shared.
-hypothesis_settings.register_profile("no deadline", deadline=None)
-hypothesis_settings.load_profile("no deadline")
 
 CATALOG = """
 [defaults]
