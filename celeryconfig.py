@@ -78,7 +78,7 @@ broker_connection_max_retries = None  # a worker that gives up at night is found
 broker_transport_options = {
     # When any unacknowledged message goes back to its queue, those of other applications on this broker too.
     "visibility_timeout": _settings.visibility_timeout_s,
-    # Look for them every second, not about every hundred: a killed worker's tasks are back within seconds.
+    # Look for them every second, not about every hundred: they are back within seconds of that time-out.
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,
     # Above kombu's own BRPOP time-out (10 s), so that an idle wait is not taken for a dead server.

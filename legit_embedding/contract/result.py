@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date, time
@@ -185,12 +186,30 @@ def _readable(error: EmbeddingError) -> str:
 def _compact(value: JsonObject) -> str:
     if not value:
         return ""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    try:
+        text = _dump(value, ensure_ascii=False)
+    except ValueError:  # NaN or infinity, which Python's JSON writes and reads, and JSON does not have
+        return _compact(_with_nulls(value))
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and UTF-8 cannot hold: spell it again
-        return json.dumps(value, separators=(",", ":"), default=_plain)
+        return _dump(value, ensure_ascii=True)
     return text
+
+
+def _dump(value: Any, *, ensure_ascii: bool) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, separators=(",", ":"), default=_plain, allow_nan=False)
+
+
+def _with_nulls(value: Any) -> Any:
+    """`value` with null in the place of each number that JSON cannot spell."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(inner) for inner in value]
+    return value
 
 
 def _plain(value: Any) -> str:

@@ -210,8 +210,9 @@ class TransformersModel:
 
     def _prepared(self, tokens: Tokens | TooManyTokens) -> Prepared | EmbeddingError:
         if isinstance(tokens, TooManyTokens):
+            more = "" if tokens.exact else "more than "
             return SourceTooLargeError(
-                f"the text has {tokens.count} tokens, the model {self._info.name!r} takes {self._encoder.limit}; "
+                f"the text has {more}{tokens.count} tokens, the model {self._info.name!r} takes {self._encoder.limit}; "
                 "with options.truncate it would be cut"
             )
         return Prepared(data=tokens, tokens=len(tokens.ids), nbytes=tokens.nbytes)

@@ -50,8 +50,13 @@ class TextSource:
 
     def meaning_files(self) -> list[Path]:
         """The other files that decide about a vector: configuration and vocabulary."""
-        names = ("config.json", "tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-        return [path for path in (self.transformer / name for name in names) if path.is_file()]
+        return [path for path in (self.transformer / name for name in MEANING_FILES) if path.is_file()]
+
+
+MEANING_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
 
 
 def locate(spec: ModelSpec) -> TextSource:

@@ -1,4 +1,4 @@
-"""Images inside the message: base64, or a `data:` URL. Pure."""
+"""What is inside the message itself: texts, and images as base64 or a `data:` URL. Pure."""
 
 import base64
 import binascii
@@ -18,6 +18,19 @@ def decoded_nbytes(data: str) -> int:
         if not header.rstrip().lower().endswith(BASE64):
             return len(body) if body.isascii() else 4 * len(body)
     return len(data) * 3 // 4 + 3
+
+
+def checked_text(text: str, *, max_bytes: int) -> str:
+    """`text`, if its UTF-8 has at most `max_bytes`.
+
+    Raises:
+        SourceTooLargeError: it has more.
+    """
+    if len(text) * 4 > max_bytes:  # no character has more than four bytes: few texts need to be counted
+        nbytes = len(text.encode())
+        if nbytes > max_bytes:
+            raise SourceTooLargeError(f"text: {nbytes:,} bytes are more than LEGIT_MAX_SOURCE_BYTES ({max_bytes:,})")
+    return text
 
 
 def decode_inline(data: str, *, max_bytes: int) -> bytes:

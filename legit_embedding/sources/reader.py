@@ -14,7 +14,7 @@ from legit_embedding.config import Settings
 from legit_embedding.errors import SourceNotAllowedError, SourceUnavailableError
 from legit_embedding.sources.file import file_nbytes, read_regular_file, resolve_allowed
 from legit_embedding.sources.hosts import HostPolicy, HostRule
-from legit_embedding.sources.inline import decode_inline, decoded_nbytes
+from legit_embedding.sources.inline import checked_text, decode_inline, decoded_nbytes
 from legit_embedding.sources.shm import discard, read_tensor, tensor_nbytes
 from legit_embedding.sources.url import Fetcher
 from legit_embedding.telemetry.metrics import Metrics
@@ -58,7 +58,7 @@ class Sources:
             EmbeddingError: a subclass that says what is wrong with the source.
         """
         if isinstance(source, TextSource):
-            return source.text
+            return checked_text(source.text, max_bytes=self._max_bytes)
         if isinstance(source, InlineSource) and len(source.data) < DECODE_INLINE_BELOW:
             return decode_inline(source.data, max_bytes=self._max_bytes)
         started_s = self._clock.monotonic()

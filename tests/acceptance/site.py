@@ -1,5 +1,6 @@
 """The two sides of a worker, as a test plays them: a plain producer, and a reader of result streams."""
 
+import urllib.request
 import uuid
 
 from celery import Celery
@@ -40,3 +41,10 @@ class Site:
         self.send(task, {"reply_to": stream, **envelope}, **options)
         count = len(envelope.get("items") or envelope.get("texts"))
         return sorted(self.entries(stream, count), key=lambda entry: entry.index)
+
+
+def metrics(worker):
+    """What a scraper of a worker with `LEGIT_METRICS_PORT=0` reads; the port stands in its log."""
+    line = next(line for line in worker.log.splitlines() if "metrics on http://" in line)
+    with urllib.request.urlopen(line.partition("metrics on ")[2].strip(), timeout=10) as answer:
+        return answer.read().decode()

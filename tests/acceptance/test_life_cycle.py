@@ -8,7 +8,7 @@ import redis
 
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, WorkerStartError
-from tests.acceptance.site import TEXTS, Site
+from tests.acceptance.site import TEXTS, Site, metrics
 
 ARGS = ("-P", "legit_async", "-l", "INFO")
 TASKS, ITEMS = 150, 4
@@ -126,17 +126,37 @@ def test_nothing_is_acknowledged_while_its_results_cannot_be_written(server, cli
     """The result server hangs: tasks stay unacknowledged. It goes on: each entry is there, each task acknowledged."""
     with EmbeddedServer() as results:
         env = environment(server, models_toml, LEGIT_RESULTS_URL=results.url(), LEGIT_PRELOAD="minilm")
-        with WorkerProcess("legit_embedding", args=ARGS, env=env) as worker:
+        with WorkerProcess("legit_embedding", args=ARGS, env={**env, "LEGIT_METRICS_PORT": "0"}) as worker:
             results.pause()
             sent = [site.send(TEXTS, {"texts": ["a", "b"], "reply_to": "replies"}).id for _ in range(5)]
-            worker.wait_for_log("received", 20, count=5)
-            worker.wait(1)
+            until(lambda: "legit_publish_backlog_entries 10.0" in metrics(worker), worker)
             assert client.hlen("unacked") == 5
             results.resume()
             until(lambda: not client.exists("unacked"), worker)
             assert worker.stop() == 0
         with redis.Redis.from_url(results.url(), decode_responses=True) as there:
             assert {task_id for task_id, _ in found_on(there, "replies")} == set(sent)
+
+
+def test_a_stop_while_results_cannot_be_written_waits_and_a_cold_one_gives_the_tasks_back(
+    server, client, site, models_toml
+):
+    """TERM alone waits for the result server, as for any task; QUIT after it ends the worker, and nothing is lost."""
+    with EmbeddedServer() as results:
+        env = environment(server, models_toml, LEGIT_RESULTS_URL=results.url(), LEGIT_PRELOAD="minilm")
+        args = (*ARGS, "--", "worker.soft_shutdown_timeout=0.1")
+        with WorkerProcess("legit_embedding", args=args, env={**env, "LEGIT_METRICS_PORT": "0"}) as worker:
+            results.pause()
+            for _ in range(3):
+                site.send(TEXTS, {"texts": ["a"], "reply_to": "replies"})
+            until(lambda: "legit_publish_backlog_entries 3.0" in metrics(worker), worker)
+            worker.signal(signal.SIGTERM)
+            worker.wait_for_log("Warm shutdown", 20)
+            assert worker.running
+            worker.signal(signal.SIGQUIT)
+            assert worker.wait(60) is not None
+        assert queued(client) == 3
+        assert not client.exists("unacked")
 
 
 def test_a_worker_takes_only_the_queues_it_is_told(server, client, site, models_toml):

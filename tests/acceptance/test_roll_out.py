@@ -33,31 +33,39 @@ def environment(server, models_toml):
 def test_the_switch_reaches_all_workers_and_outlives_them(server, client, site, environment):
     """Off: every worker writes to the global stream, a restarted one too, whatever its own setting says."""
 
-    def where(count):
-        """The workers that wrote `count` tasks' results, and on which of the two streams they are."""
-        before = {stream: client.xlen(stream) for stream in ("mine", "embeddings:results")}
+    streams = ("mine", "embeddings:results")
+
+    def written(count):
+        """Sends `count` tasks; on which streams their results are, and who wrote them."""
+        before = {stream: client.xlen(stream) for stream in streams}
         for _ in range(count):
             site.send(TEXTS, {"texts": ["a"], "reply_to": "mine"})
-        total = sum(before.values()) + count
         for _ in range(600):
-            if client.xlen("mine") + client.xlen("embeddings:results") == total:
+            if sum(map(client.xlen, streams)) == sum(before.values()) + count:
                 break
             first.wait(0.05)
-        return {stream for stream, length in before.items() if client.xlen(stream) > length}
+        new = {stream: client.xrange(stream)[length:] for stream, length in before.items()}
+        assert sum(map(len, new.values())) == count
+        return {stream for stream in new if new[stream]}, {
+            fields["worker"] for page in new.values() for _, fields in page
+        }
 
+    both = {"one", "two"}
+    # One task at a time each, so that both get some of them.
+    env = {**environment, "LEGIT_CONCURRENCY": "1"}
     with (
-        WorkerProcess("legit_embedding", args=ARGS, env={**environment, "LEGIT_WORKER_ID": "one"}) as first,
-        WorkerProcess("legit_embedding", args=ARGS, env={**environment, "LEGIT_WORKER_ID": "two"}) as second,
+        WorkerProcess("legit_embedding", args=ARGS, env={**env, "LEGIT_WORKER_ID": "one"}) as first,
+        WorkerProcess("legit_embedding", args=ARGS, env={**env, "LEGIT_WORKER_ID": "two"}) as second,
     ):
-        assert where(20) == {"mine"}
+        assert written(40) == ({"mine"}, both)
         said = control(server, "off")
         assert said.count("reply_to_routing off") == 2
-        assert where(20) == {"embeddings:results"}
+        assert written(40) == ({"embeddings:results"}, both)
         assert second.stop() == 0
-        with WorkerProcess("legit_embedding", args=ARGS, env={**environment, "LEGIT_WORKER_ID": "two"}):
-            assert where(20) == {"embeddings:results"}
+        with WorkerProcess("legit_embedding", args=ARGS, env={**env, "LEGIT_WORKER_ID": "two"}):
+            assert written(40) == ({"embeddings:results"}, both)
             control(server, "on")
-            assert where(20) == {"mine"}
+            assert written(40) == ({"mine"}, both)
 
 
 def test_a_site_renames_tasks_queues_and_fields_without_touching_code(server, client, environment, tmp_path):

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
-from tests.acceptance.site import IMAGES, PREPARED, TEXTS, Site
+from tests.acceptance.site import IMAGES, PREPARED, TEXTS, Site, metrics
 
 IDENTITY = "embed@acceptance"
 
@@ -234,13 +233,6 @@ def test_one_identity_stands_everywhere(site, worker, client, server):
     assert f'legit_worker_info{{identity="{IDENTITY}"}}' in metrics(worker)
     answer = run("celery", "-A", "legit_embedding", "inspect", "ping", "--json", server=server)
     assert list(json.loads(answer.stdout)) == [IDENTITY]
-
-
-def metrics(worker):
-    """What a scraper of this worker reads."""
-    line = next(line for line in worker.log.splitlines() if "metrics on http://" in line)
-    with urllib.request.urlopen(line.partition("metrics on ")[2].strip(), timeout=10) as answer:
-        return answer.read().decode()
 
 
 def test_the_metrics_tell_items_batches_stages_and_backlog(site, worker):

@@ -8,6 +8,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from legit_embedding.pool.job import HARD, SOFT, TERMINATED, Job
+from legit_embedding.testing.clock import settle
 
 
 def make_job(target=None, *, args=(), interrupt=None, soft_limit_s=None, hard_limit_s=None):
@@ -89,7 +90,7 @@ async def test_cancelled_timers_do_not_fire():
     job = make_job()
     job.timers.append(asyncio.get_running_loop().call_later(0, fired.append, "timer"))
     job.cancel_timers()
-    await asyncio.sleep(0.01)
+    await settle()
     assert fired == []
     assert job.timers == []
 

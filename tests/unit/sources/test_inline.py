@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from legit_embedding.errors import EmbeddingError, InvalidItemError, SourceTooLargeError
-from legit_embedding.sources.inline import decode_inline, decoded_nbytes
+from legit_embedding.sources.inline import checked_text, decode_inline, decoded_nbytes
 
 MANY = 1_000_000
 
@@ -100,3 +100,12 @@ def test_no_more_comes_out_than_was_foretold(prefix, text):
     except EmbeddingError:
         return
     assert len(decoded) <= decoded_nbytes(data)
+
+
+@pytest.mark.parametrize(("text", "fits"), [("a" * 12, True), ("a" * 13, False), ("漢" * 4, True), ("漢" * 5, False)])
+def test_a_text_is_bounded_by_its_utf_8(text, fits):
+    if fits:
+        assert checked_text(text, max_bytes=12) is text
+    else:
+        with pytest.raises(SourceTooLargeError, match="LEGIT_MAX_SOURCE_BYTES"):
+            checked_text(text, max_bytes=12)
