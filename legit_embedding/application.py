@@ -17,7 +17,7 @@ import legit_embedding.control  # noqa: F401  registers the remote-control comma
 from legit_embedding.config import settings, unknown_variables
 from legit_embedding.errors import ConfigurationError
 from legit_embedding.pool.legit_async import TaskPool
-from legit_embedding.telemetry.identity import adopt_identity
+from legit_embedding.telemetry.identity import adopt_identity, log_formats
 from legit_embedding.telemetry.sentry import start_sentry
 
 HOME = Path(__file__).resolve().parent.parent
@@ -71,6 +71,7 @@ def _before_worker(instance: Any = None, **_: object) -> None:
     for line in unknown_variables():
         sys.stderr.write(f"legit-embedding: {line}\n")
     identity = adopt_identity(instance, settings())
+    app.conf.update(log_formats(identity))
     start_sentry(settings(), identity=identity)
 
 

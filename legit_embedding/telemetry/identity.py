@@ -28,6 +28,15 @@ def adopt_identity(worker: Named, settings: Settings) -> str:
     return _adopted
 
 
+def log_formats(identity: str) -> dict[str, str]:
+    """Celery's log formats with the worker's name where Celery has the process's, which is always MainProcess here."""
+    head = f"[%(asctime)s: %(levelname)s/{identity.replace('%', '%%')}]"
+    return {
+        "worker_log_format": f"{head} %(message)s",
+        "worker_task_log_format": f"{head} %(task_name)s[%(task_id)s]: %(message)s",
+    }
+
+
 def current_identity(settings: Settings) -> str:
     """What this process is called; outside a worker, what a worker would be."""
     return _adopted or settings.identity

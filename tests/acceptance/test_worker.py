@@ -228,7 +228,7 @@ def until(condition, worker, timeout_s=20):
 def test_one_identity_stands_everywhere(site, worker, client, server):
     (entry,) = site.embed(TEXTS, {"texts": ["who are you"]})
     assert entry.worker == IDENTITY
-    assert f"{IDENTITY} ready." in worker.log
+    assert f": INFO/{IDENTITY}] {IDENTITY} ready." in worker.log
     assert client.hget(f"legit:worker:{IDENTITY}", "identity") == IDENTITY
     assert f'legit_worker_info{{identity="{IDENTITY}"}}' in metrics(worker)
     answer = run("celery", "-A", "legit_embedding", "inspect", "ping", "--json", server=server)

@@ -1,5 +1,6 @@
 """One name a worker."""
 
+import logging
 import socket
 from types import SimpleNamespace
 
@@ -44,3 +45,9 @@ def test_the_process_keeps_the_name_that_its_worker_adopted():
     assert identity.current_identity(settings) == settings.identity
     identity.adopt_identity(worker("left@rack-7"), settings)
     assert identity.current_identity(settings) == "left@rack-7"
+
+
+def test_each_line_of_the_log_carries_the_name_whatever_is_in_it():
+    record = logging.LogRecord("l", logging.INFO, "f.py", 1, "task %s", ("done",), None)
+    formatted = logging.Formatter(identity.log_formats("100%@rack")["worker_log_format"]).format(record)
+    assert formatted.endswith(": INFO/100%@rack] task done")
