@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,14 +18,17 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from demo import models, pictures, results
+from demo.names import DemoNames
 from legit_embedding.config import hide_password
 from legit_embedding.contract import Names, parse_entry
 from legit_embedding.publish.reader import StreamReader
+from legit_embedding.publish.urls import results_url
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300.0
+APART = ("--without-mingle", "--without-gossip", "--", "worker.enable_remote_control=no")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +69,49 @@ def run(console: Console, stack: ExitStack) -> int:
             )
         )
 
-    name = f"demo:{uuid.uuid4().hex[:8]}"
-    reply_to, global_stream = f"{name}:replies", f"{name}:results"
-    worker = WorkerProcess(
-        "legit_embedding",
-        args=["-P", "legit_async", "-l", "INFO"],
-        env={
-            "LEGIT_BROKER_URL": url,
-            "LEGIT_RESULTS_URL": os.environ.get("LEGIT_RESULTS_URL", url),
-            "LEGIT_RESULTS_STREAM": global_stream,
-            "LEGIT_MODELS": str(demo_models.path),
-            "LEGIT_PRELOAD": "defaults",
-        },
-        ready_timeout_s=TIMEOUT_S,
-    )
-    with console.status("celery -A legit_embedding worker -P legit_async: loading both models …"):
-        started_s = time.monotonic()
-        stack.enter_context(worker)
-    console.print(f"worker    ready after {time.monotonic() - started_s:.1f} s", highlight=False)
+    names = DemoNames.create()
+    results_at = results_url(os.environ.get("LEGIT_RESULTS_URL"), url)
+    stack.callback(names.remove, url, results_at)
+    env = {"LEGIT_BROKER_URL": url, "LEGIT_RESULTS_URL": results_at, "LEGIT_MODELS": str(demo_models.path)}
+    worker = start_worker(console, stack, {**env, **names.environment(folder)})
 
     images = pictures.save_all(folder / "images")
-    sent = produce(url, folder / "images", reply_to)
+    sent = produce(url, folder / "images", names)
     expected = sum(task.items for task in sent.values())
     console.print(
         f"producer  {len(sent)} tasks, {expected} items ({images} of them images), "
-        f"half of the tasks with reply_to={reply_to}",
+        f"half of the tasks with reply_to={names.reply_to}",
         highlight=False,
     )
-    with StreamReader(os.environ.get("LEGIT_RESULTS_URL", url)) as reader:
-        arrivals = collect(console, reader, (reply_to, global_stream), sent)
-        for stream in (reply_to, global_stream):
-            reader.delete(stream)
+    with StreamReader(results_at) as reader:
+        arrivals = collect(console, reader, (names.reply_to, names.results), sent)
     results.show(console, arrivals)
     return verdict(console, arrivals, expected, worker)
 
 
-def produce(url: str, images: Path, reply_to: str) -> dict[str, Sent]:
+def start_worker(console: Console, stack: ExitStack, env: Mapping[str, str]) -> WorkerProcess:
+    """A worker that is ready, and that is stopped with `stack`."""
+    worker = WorkerProcess(
+        "legit_embedding",
+        # The rest keeps it apart from a site's workers: remote control would leave a key on the server.
+        args=["-P", "legit_async", "-l", "INFO", *APART],
+        env={**env, "LEGIT_PRELOAD": "defaults"},
+        ready_timeout_s=TIMEOUT_S,
+    )
+    stack.callback(worker.kill)  # while it still starts, too
+    with console.status("celery -A legit_embedding worker -P legit_async: loading both models …"):
+        started_s = time.monotonic()
+        worker.start()
+    # In good order after an interruption too: a killed worker would leave unacknowledged messages on the server.
+    stack.callback(worker.stop)
+    console.print(f"worker    ready after {time.monotonic() - started_s:.1f} s", highlight=False)
+    return worker
+
+
+def produce(url: str, images: Path, names: DemoNames) -> dict[str, Sent]:
     """Runs the plain producer; what it sent, by task id."""
-    command = [sys.executable, str(HERE / "producer.py"), url, str(images), str(HERE / "texts.txt"), reply_to]
+    command = [sys.executable, str(HERE / "producer.py"), url, str(images), str(HERE / "texts.txt")]
+    command += [names.reply_to, names.image_queue, names.text_queue]
     sent = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
         assert process.stdout is not None

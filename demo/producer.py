@@ -1,6 +1,6 @@
 """A plain producer: it imports celery and nothing of ours, as the producers in the field do.
 
-    python producer.py BROKER_URL IMAGE_FOLDER TEXT_FILE REPLY_TO
+    python producer.py BROKER_URL IMAGE_FOLDER TEXT_FILE REPLY_TO IMAGE_QUEUE TEXT_QUEUE
 
 Sends one task for every two images and one for every four texts; every other one names `reply_to`, the rest leave their
 results to the global stream. Prints the ids of what it sent, one JSON line each.
@@ -34,18 +34,13 @@ def text_envelope(lines: Sequence[str]) -> dict[str, Any]:
     return {"items": [{"id": line, "text": line} for line in lines]}
 
 
-def main(broker_url: str, image_folder: str, text_file: str, reply_to: str) -> None:
+def main(broker_url: str, image_folder: str, text_file: str, reply_to: str, image_queue: str, text_queue: str) -> None:
     """Sends everything."""
     app = Celery(broker=broker_url)
     texts = [line.strip() for line in Path(text_file).read_text(encoding="utf-8").splitlines() if line.strip()]
     images = sorted(Path(image_folder).iterdir())
-    work = [
-        ("tasks.preparation.prepare_images", "image_preparation", image_envelope(group))
-        for group in in_groups(images, 2)
-    ]
-    work += [
-        ("tasks.text_embedding.embed_texts", "text_embedding", text_envelope(group)) for group in in_groups(texts, 4)
-    ]
+    work = [("tasks.preparation.prepare_images", image_queue, image_envelope(group)) for group in in_groups(images, 2)]
+    work += [("tasks.text_embedding.embed_texts", text_queue, text_envelope(group)) for group in in_groups(texts, 4)]
     for number, (task, queue, envelope) in enumerate(work):
         if number % 2 == 0:
             envelope["reply_to"] = reply_to

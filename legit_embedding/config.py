@@ -6,6 +6,7 @@ unit and its documentation; `legit-embedding config` prints them all.
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,18 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from legit_embedding.errors import ConfigurationError
 
 PREFIX = "LEGIT_"
+SENTRY_VARIABLE = "SENTRY_DSN"
+"""Without our prefix: what Sentry's own tools call it."""
+
+BROKER_VARIABLE = "CELERY_BROKER_URL"
+"""Celery's own, which wins over the setting of ours."""
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
@@ -36,7 +43,7 @@ class Settings(BaseSettings):
         pydantic.ValidationError: from the constructor; `load_settings` turns it into a `ConfigurationError`.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     # who this worker is
     service: str = _setting("legit-embedding", "first half of the worker's identity, <service>@<host>", min_length=1)
@@ -110,7 +117,13 @@ class Settings(BaseSettings):
     model_idle_s: float | None = _setting(
         None, "a model unused for this long is unloaded; unset: never", unit="s", gt=0
     )
-    model_failure_s: float = _setting(30.0, "how long a failed load is remembered before the next try", unit="s", ge=0)
+    model_failure_s: float = _setting(
+        30.0,
+        "how long a failed load is remembered before the next try, and so how long a task waits for its model, if not "
+        "for LEGIT_RETRY_MAX_S",
+        unit="s",
+        ge=0,
+    )
     preload: CommaSeparated = _setting(
         (), "models loaded before the first task is taken (names, or 'defaults')", unit="models"
     )
@@ -141,8 +154,8 @@ class Settings(BaseSettings):
     sentry_dsn: SecretStr | None = Field(
         None,
         description="errors are reported there; unset: off",
-        validation_alias=AliasChoices("SENTRY_DSN", "LEGIT_SENTRY_DSN"),
-        json_schema_extra={"unit": "URL", "env": "SENTRY_DSN"},
+        validation_alias=SENTRY_VARIABLE,
+        json_schema_extra={"unit": "URL"},
     )
 
     @field_validator("allowed_roots", "allowed_hosts", "preload", "reply_to_allow", mode="before")
@@ -152,10 +165,11 @@ class Settings(BaseSettings):
             return tuple(part for part in (p.strip() for p in value.split(",")) if part)
         return value
 
-    @field_validator("worker_id", "results_url", "contract", "shm_root", "models", "metrics_port", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
+    def _empty_is_unset(cls, value: object, info: ValidationInfo) -> object:
+        optional = cls.model_fields[info.field_name or ""].default is None
+        return None if optional and value == "" else value
 
     @property
     def identity(self) -> str:
@@ -178,7 +192,10 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class SettingLine:
-    """One setting as `legit-embedding config` shows it; `origin` is `environment` or `default`."""
+    """One setting as `legit-embedding config` shows it.
+
+    `origin` is `environment`, `default`, or the variable of Celery's whose value wins and is shown.
+    """
 
     variable: str
     value: str
@@ -208,7 +225,7 @@ def settings() -> Settings:
 
 def variable_name(field: str) -> str:
     """The environment variable of a field of `Settings`."""
-    return "SENTRY_DSN" if field.upper().endswith("SENTRY_DSN") else f"{PREFIX}{field.upper().removeprefix(PREFIX)}"
+    return SENTRY_VARIABLE if field.upper() == SENTRY_VARIABLE else f"{PREFIX}{field.upper()}"
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -229,13 +246,15 @@ def describe(values: Settings, environ: Mapping[str, str] = os.environ) -> list[
     for name, info in Settings.model_fields.items():
         extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
         variable = variable_name(name)
-        value = getattr(values, name)
+        value, origin = getattr(values, name), "environment" if variable in present else "default"
+        if name == "broker_url" and environ.get(BROKER_VARIABLE):
+            value, origin = environ[BROKER_VARIABLE], BROKER_VARIABLE
         lines.append(
             SettingLine(
                 variable=variable,
                 value=_shown(value),
                 unit=str(extra.get("unit", "")),
-                origin="environment" if variable in present else "default",
+                origin=origin,
                 doc=info.description or "",
             )
         )
@@ -254,12 +273,25 @@ def _shown(value: object) -> str:
     return str(value)
 
 
-def hide_password(url: str) -> str:
-    """`url` with its password, if it has one, replaced by `***`: fit for a log."""
-    scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    credentials, at, host = authority.rpartition("@")
+def hide_password(urls: str) -> str:
+    """`urls`, one or several joined by `;`, with each password replaced by `***`: fit for a log.
+
+    A password may hold what ought to be escaped in it, `/`, `?` and `@` too. Rather too much is hidden than too little.
+    """
+    return ";".join(_without_password(url) for url in _NEXT_URL.split(urls))
+
+
+_NEXT_URL = re.compile(r";(?=\s*[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+_PASSWORD_OPTION = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    shown = _PASSWORD_OPTION.sub(r"\1***", rest)
+    credentials, at, host = shown.rpartition("@")
+    if not at and "@" in rest:  # what looked like an option may be a part of the credentials
+        return f"{scheme}{separator}***"
     if not at or ":" not in credentials:
-        return url
+        return f"{scheme}{separator}{shown}"
     user = credentials.partition(":")[0]
-    return f"{scheme}{separator}{user}:***@{host}{slash}{path}"
+    return f"{scheme}{separator}{user}:***@{host}"

@@ -33,7 +33,9 @@ def reply_to_routing(_state: object, value: str = "", **_: object) -> dict[str, 
         worker = runtime.current()
         _on_loop(worker.switch.set(wanted), worker.loop)
     except (LegitError, OSError, TimeoutError) as error:
-        return {"error": f"reply_to_routing is unchanged, the result server was not reached: {error}"}
+        # After a time-out it may have been set all the same.
+        reason = str(error) or f"no answer within {TIMEOUT_S:g} s"
+        return {"error": f"reply_to_routing {wanted} is not confirmed by the result server: {reason}"}
     return {"ok": f"reply_to_routing {worker.switch.value}"}
 
 

@@ -4,6 +4,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from legit_embedding.cli import configuration, smoke
 from legit_embedding.errors import LegitError
@@ -22,5 +23,5 @@ def main() -> None:
     try:
         cli()
     except LegitError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)

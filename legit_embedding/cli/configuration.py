@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from legit_embedding.config import describe, load_settings, unknown_variables
@@ -25,9 +26,9 @@ def show(*, as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
     table.add_column("from")
     table.add_column("meaning", overflow="fold", style="dim")
     for line in lines:
-        style = "bold green" if line.origin == "environment" else ""
-        table.add_row(line.variable, line.value, line.unit, line.origin, line.doc, style=style)
+        style = "" if line.origin == "default" else "bold green"
+        table.add_row(line.variable, escape(line.value), line.unit, line.origin, line.doc, style=style)
     console = Console()
     console.print(table)
     for warning in unknown_variables():
-        console.print(f"[bold yellow]warning:[/] {warning}", highlight=False)
+        console.print(f"[bold yellow]warning:[/] {escape(warning)}", highlight=False)

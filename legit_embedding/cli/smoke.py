@@ -11,6 +11,7 @@ import typer
 from celery import Celery
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from legit_embedding.config import hide_password, load_settings
@@ -38,41 +39,41 @@ def run(
     """Send one image and one text through a running worker and read their vectors back; exit 0 only if both came."""
     settings = load_settings()
     names = Names.load(settings.contract)
-    app = _producer(broker)
-    broker_url = broker_url_of(app)
+    from legit_embedding.application import app
+
+    broker_url = broker or broker_url_of(app)
     url = results_url(results or settings.results_url, broker_url)
     console = Console()
-    console.print(f"broker  {hide_password(broker_url)}\nresults {hide_password(url)}", highlight=False)
+    console.print(f"broker  {hide_password(broker_url)}\nresults {hide_password(url)}", highlight=False, markup=False)
 
     reply_to = f"legit-smoke:{uuid.uuid4().hex[:12]}"
     with StreamReader(url) as reader:
         streams = {reply_to: "0", settings.results_stream: reader.last_id(settings.results_stream)}
-        sent = _send(app, names, reply_to)
-        arrived = _collect(reader, streams, sent, names, timeout_s)
-        reader.delete(reply_to)
+        try:
+            sent = _send(app, broker_url, names, reply_to)
+            arrived = _collect(reader, streams, sent, names, timeout_s)
+        finally:
+            reader.delete(reply_to)
     if not _report(console, sent, arrived, timeout_s):
         raise typer.Exit(1)
 
 
-def _producer(broker: str | None) -> Celery:
-    """A plain producer on the worker's own broker settings: what `celery -A legit_embedding` would use."""
-    from legit_embedding.application import app
-
-    if broker:
-        app.conf.broker_url = broker
-    return app
-
-
-def _send(app: Celery, names: Names, reply_to: str) -> list[Sent]:
+def _send(app: Celery, broker_url: str, names: Names, reply_to: str) -> list[Sent]:
+    """Sends as a plain producer does, with the worker's own settings of the broker."""
+    item_id = names.envelope["id"]
     work = (
-        ("image", PREPARE_IMAGES, {"id": "smoke-image", names.envelope["data"]: _picture()}),
-        ("text", EMBED_TEXTS, {"id": "smoke-text", names.envelope["text"]: "A smoke test before the bulk."}),
+        ("image", PREPARE_IMAGES, {item_id: "smoke-image", names.envelope["data"]: _picture()}),
+        ("text", EMBED_TEXTS, {item_id: "smoke-text", names.envelope["text"]: "A smoke test before the bulk."}),
     )
     sent = []
-    for what, canonical, item in work:
-        envelope = {names.envelope["items"]: [item], names.envelope["reply_to"]: reply_to}
-        task = app.send_task(names.tasks[canonical][0], args=[envelope], queue=names.queue_of(canonical))
-        sent.append(Sent(what, str(task.id), time.monotonic()))
+    # A connection of its own: as a setting of the app, the URL would lose against CELERY_BROKER_URL.
+    with app.connection_for_write(broker_url) as connection:
+        for what, canonical, item in work:
+            envelope = {names.envelope["items"]: [item], names.envelope["reply_to"]: reply_to}
+            task = app.send_task(
+                names.tasks[canonical][0], args=[envelope], queue=names.queue_of(canonical), connection=connection
+            )
+            sent.append(Sent(what, str(task.id), time.monotonic()))
     return sent
 
 
@@ -82,7 +83,10 @@ def _collect(
     wanted = {task.task_id: task for task in sent}
     arrived: dict[str, tuple[str, ResultEntry, float]] = {}
     for stream, _, fields in reader.read(streams, timeout_s=timeout_s):
-        entry = parse_entry(fields, names=names)
+        try:
+            entry = parse_entry(fields, names=names)
+        except ValueError:
+            continue  # somebody else's: the global stream may have other writers
         task = wanted.get(entry.task_id)
         if task is not None and task.task_id not in arrived:
             arrived[task.task_id] = (stream, entry, time.monotonic() - task.sent_at_s)
@@ -105,7 +109,9 @@ def _report(
             continue
         stream, entry, seconds = arrived[task.task_id]
         passed = passed and entry.status == "ok"
-        status = "[green]ok[/]" if entry.status == "ok" else f"[bold red]{entry.error_type}: {entry.error}[/]"
+        status = (
+            "[green]ok[/]" if entry.status == "ok" else f"[bold red]{escape(f'{entry.error_type}: {entry.error}')}[/]"
+        )
         dim = str(entry.dim or "")
         table.add_row(task.what, status, stream, entry.model or "", dim, f"{seconds * 1000:.0f}", entry.worker or "")
     console.print(table)

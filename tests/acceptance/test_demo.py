@@ -1,4 +1,4 @@
-"""The demo, interrupted: whatever it started is stopped. `.ci/run` runs it to its end."""
+"""The demo on a server that others use, and the demo, interrupted: whatever it started is stopped."""
 
 import os
 import signal
@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
+from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import environment_without_site_settings
+from tests.acceptance.site import TEXTS, Site
 
 
 def command_lines():
@@ -72,3 +75,46 @@ def test_an_interrupted_demo_stops_everything_it_started(number, tmp_path):
         demo.wait()
     until(lambda: not {pid for pid in family if pid in command_lines()}, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.fixture
+def busy_server():
+    """A site's server: its URL, a client, and a task that waits for the site's own worker."""
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url()) as client:
+        Site(server.url()).send(TEXTS, {"texts": ["not the demo's"], "reply_to": "site"})
+        yield server.url(), client
+
+
+def contents(client):
+    """Every key with its value, byte for byte."""
+    return {key: client.dump(key) for key in client.scan_iter()}
+
+
+def demo_command(url, tmp_path):
+    """What starts the demo on that server, as arguments of `subprocess`'s."""
+    env = {**environment_without_site_settings(), "LEGIT_BROKER_URL": url, "TMPDIR": str(tmp_path)}
+    return {"args": [sys.executable, "-m", "demo"], "stderr": subprocess.STDOUT, "env": env}
+
+
+def test_a_demo_on_a_sites_server_takes_none_of_its_tasks_and_leaves_nothing(busy_server, tmp_path):
+    url, client = busy_server
+    before = contents(client)
+    demo = subprocess.run(**demo_command(url, tmp_path), stdout=subprocess.PIPE, timeout=300, check=False)
+    assert demo.returncode == 0, demo.stdout.decode()
+    assert contents(client) == before
+    assert client.llen("text_embedding") == 1
+
+
+def test_a_demo_interrupted_at_work_leaves_nothing_on_a_sites_server(busy_server, tmp_path):
+    url, client = busy_server
+    before = contents(client)
+    with (tmp_path / "log").open("wb") as log:
+        demo = subprocess.Popen(**demo_command(url, tmp_path), stdout=log, start_new_session=True)
+    try:
+        until(lambda: list(client.scan_iter("demo:*")))  # a queue or a stream
+        os.kill(demo.pid, signal.SIGINT)
+        assert demo.wait(60) == 130, (tmp_path / "log").read_text()
+    finally:
+        demo.kill()
+        demo.wait()
+    assert contents(client) == before

@@ -1,16 +1,55 @@
 """Error reports reach a Sentry server: one a cause, under the worker's identity, and a stop does not wait for more."""
 
 import gzip
+import io
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 
 from legit_embedding.testing.worker import WorkerProcess
-from tests.acceptance.site import TEXTS
+from tests.acceptance.site import IMAGES, TEXTS
 
 ARGS = ("-P", "legit_async", "-l", "INFO")
+
+
+SECRET_TEXT = "a-secret-text"
+SIGNATURE = "a-secret-signature"
+
+FAULTY_ADAPTER = """
+from legit_embedding.testing.model import FakeAdapter, FakeModel
+
+class Adapter(FakeAdapter):
+    def __init__(self):
+        super().__init__()
+        self.make = faulty
+
+def faulty(**arguments):
+    model = FakeModel(**arguments)
+    model.fail = lambda _: RuntimeError("the model is broken")
+    if model.info.modality == "image":
+        model.prepare = prepare
+    return model
+
+def prepare(payloads, options):
+    raise LookupError("the model is broken")
+"""
+
+
+@contextmanager
+def serving(handler):
+    """Requests to a free port on the loopback interface are answered by `handler`; the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
@@ -34,12 +73,46 @@ def ingest():
         def log_message(self, *_):
             """Nothing is printed."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://key@127.0.0.1:{server.server_port}/1", events
-        server.shutdown()
-        thread.join()
+    with serving(Handler) as port:
+        yield f"http://key@127.0.0.1:{port}/1", events
+
+
+@pytest.fixture
+def image_host():
+    """A host of one picture: its address, and the headers of each request."""
+    requests = []
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "PNG")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(dict(self.headers))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(picture.getvalue())))
+            self.end_headers()
+            self.wfile.write(picture.getvalue())
+
+        def log_message(self, *_):
+            """Nothing is printed."""
+
+    with serving(Handler) as port:
+        yield f"127.0.0.1:{port}", requests
+
+
+@pytest.fixture
+def faulty_models(tmp_path):
+    """A worker's environment with an adapter on its path whose text model fails in `forward`, its image one sooner."""
+    (tmp_path / "faulty_adapter.py").write_text(FAULTY_ADAPTER)
+    package = tmp_path / "faulty_adapter-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-adapter\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[legit_embedding.models]\nfaulty = faulty_adapter:Adapter\n")
+    models = tmp_path / "models.toml"
+    models.write_text(
+        '[defaults]\nimage = "i"\ntext = "t"\n[models.t]\nadapter = "faulty"\n'
+        '[models.i]\nadapter = "faulty"\nmodality = "image"\n'
+    )
+    return {"LEGIT_MODELS": str(models), "LEGIT_WARM_UP": "false", "PYTHONPATH": str(tmp_path)}
 
 
 def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(server, site, ingest, tmp_path):
@@ -65,3 +138,28 @@ def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(serve
     assert event["tags"]["worker"] == "embed@rack-7"
     assert event["tags"]["cause"] == "model-load:m"
     assert "/no/such/folder" in json.dumps(event["exception"])
+
+
+def test_no_event_holds_what_users_sent_and_no_image_host_hears_of_sentry(
+    server, site, ingest, image_host, faulty_models
+):
+    dsn, events = ingest
+    host, requests = image_host
+    env = {
+        "LEGIT_BROKER_URL": server.url(),
+        "LEGIT_ALLOWED_HOSTS": host,
+        "SENTRY_DSN": dsn,
+        **faulty_models,
+    }
+    url = f"http://{host}/picture.png?X-Amz-Signature={SIGNATURE}"
+    with WorkerProcess("legit_embedding", args=ARGS, env=env) as worker:
+        (text,) = site.embed(TEXTS, {"texts": [SECRET_TEXT]})
+        (image,) = site.embed(IMAGES, {"items": [{"url": url}]})
+        assert worker.stop() == 0
+    assert (text.status, image.status) == ("error", "error")
+    assert {event["tags"]["cause"] for event in events} == {"model:t:RuntimeError", "internal:LookupError"}
+    assert [name for name in requests[0] if name.lower() in {"sentry-trace", "baggage"}] == []
+    told = json.dumps(events)
+    assert SECRET_TEXT not in told
+    assert SIGNATURE not in told
+    assert server.url() not in told

@@ -3,6 +3,8 @@
 import socket
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from legit_embedding.config import (
@@ -54,11 +56,25 @@ def test_a_value_that_cannot_be_used_is_named(monkeypatch, variable, value):
         load_settings()
 
 
-def test_an_empty_optional_variable_counts_as_unset(monkeypatch):
-    monkeypatch.setenv("LEGIT_RESULTS_URL", "")
-    monkeypatch.setenv("LEGIT_METRICS_PORT", "")
-    settings = load_settings()
-    assert (settings.results_url, settings.metrics_port) == (None, None)
+OPTIONAL = [name for name, field in Settings.model_fields.items() if field.default is None]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_an_empty_optional_variable_counts_as_unset(monkeypatch, name):
+    monkeypatch.setenv(variable_name(name), "")
+    assert getattr(load_settings(), name) is None
+
+
+def test_an_empty_variable_that_is_not_optional_is_an_error(monkeypatch):
+    monkeypatch.setenv("LEGIT_CONCURRENCY", "")
+    with pytest.raises(ConfigurationError, match="LEGIT_CONCURRENCY"):
+        load_settings()
+
+
+def test_sentry_has_one_variable(monkeypatch):
+    monkeypatch.setenv("LEGIT_SENTRY_DSN", "https://key@sentry.example/1")
+    assert load_settings().sentry_dsn is None
+    assert unknown_variables({"LEGIT_SENTRY_DSN": "x"}) == ["LEGIT_SENTRY_DSN is no setting; did you mean SENTRY_DSN?"]
 
 
 def test_the_identity_is_service_at_host_unless_it_is_given():
@@ -90,11 +106,33 @@ def test_every_setting_is_described_with_its_origin_and_without_secrets(monkeypa
         ("redis://host/0", "redis://host/0"),
         ("redis://:pw@host/0", "redis://:***@host/0"),
         ("redis://me:p@w@host/0", "redis://me:***@host/0"),
+        ("redis://me:p/w?x@host/0", "redis://me:***@host/0"),
         ("amqp://me@host//", "amqp://me@host//"),
+        ("redis://:pw@a/0;redis://:other@b/0", "redis://:***@a/0;redis://:***@b/0"),
+        ("redis://a/0?password=pw&db=1", "redis://a/0?password=***&db=1"),
+        ("rediss://a/0?db=1&ssl_password=pw", "rediss://a/0?db=1&ssl_password=***"),
+        ("redis://:pw@a/0?password=p@w", "redis://:***@a/0?password=***"),
+        ("redis://:p?password=w@host/0", "redis://***"),
+        ("me:pw@host", "me:***@host"),
+        ("", ""),
     ],
 )
 def test_a_password_never_shows(url, shown):
     assert hide_password(url) == shown
+
+
+PASSWORDS = st.text(min_size=1).filter(lambda text: "://" not in text)
+
+
+@given(password=PASSWORDS.filter(lambda text: "password=" not in text.lower()))
+def test_no_password_of_a_user_shows_whatever_it_holds(password):
+    assert hide_password(f"redis://me:{password}@host:6379/0") == "redis://me:***@host:6379/0"
+
+
+@given(password=PASSWORDS.filter(lambda text: "&" not in text), option=st.sampled_from(["password", "ssl_password"]))
+def test_no_password_in_the_query_shows_whatever_it_holds(password, option):
+    shown = hide_password(f"redis://host/0?{option}={password}&db=1")
+    assert shown in {f"redis://host/0?{option}=***&db=1", "redis://***"}
 
 
 def test_stream_config_keeps_the_old_fields():
