@@ -149,7 +149,7 @@ def verdict(console: Console, arrivals: list[results.Arrival], expected: int, wo
     failed = [arrival for arrival in arrivals if arrival.entry.status != "ok"]
     missing = expected - len(arrivals)
     if not missing and not failed:
-        console.print(f"[bold green]{expected} of {expected} results, each from one worker process.[/]")
+        console.print(f"[bold green]{expected} of {expected} results, all from one worker process.[/]")
         return 0
     console.print(f"[bold red]{missing} results are missing, {len(failed)} are errors.[/] The end of the worker's log:")
     console.print(worker.log[-4000:], highlight=False, markup=False)

@@ -71,7 +71,7 @@ def _before_worker(instance: Any = None, **_: object) -> None:
     for line in unknown_variables():
         sys.stderr.write(f"legit-embedding: {line}\n")
     identity = adopt_identity(instance, settings())
-    app.conf.update(log_formats(identity))
+    instance.app.conf.update(log_formats(identity))
     start_sentry(settings(), identity=identity)
 
 
