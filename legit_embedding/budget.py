@@ -7,6 +7,7 @@ that holds bytes waits for more of them, and there is no deadlock.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -94,16 +95,20 @@ class ByteBudget:
             if place.done() and not place.cancelled():  # let in and cancelled in the same turn of the loop
                 self.give_back(nbytes)
             else:
-                self._waiting.remove((nbytes, place))
+                with suppress(ValueError):  # `_admit` came by first
+                    self._waiting.remove((nbytes, place))
                 self._admit()
             raise
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            nbytes, place = self._waiting.popleft()
-            if not place.done():
+        while self._waiting:
+            nbytes, place = self._waiting[0]
+            if not place.done():  # done: cancelled in this turn of the loop, and not yet told
+                if not self._fits(nbytes):
+                    return
                 self._take(nbytes)
                 place.set_result(None)
+            self._waiting.popleft()
 
     def _tell(self) -> None:
         if self._observe is not None:

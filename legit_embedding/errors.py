@@ -81,14 +81,18 @@ class UnknownModelError(EmbeddingError):
 
 
 class ModelUnavailableError(EmbeddingError):
-    """The model cannot be loaded now; before `retry_after_s` seconds have passed the answer will be the same."""
+    """The model cannot be loaded now; before `retry_after_s` seconds have passed the answer will be the same.
+
+    `permanent`: it stays the same until the worker starts with another configuration.
+    """
 
     code = "model_unavailable"
     transient = True
 
-    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, permanent: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.permanent = permanent
 
 
 class DeviceOutOfMemoryError(EmbeddingError):

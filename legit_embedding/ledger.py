@@ -11,8 +11,11 @@ from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.values import Envelope, Item, ModelInfo, Outcome, Receipt, RejectedItem, Summary
 
 NO_MODEL = "none"
-"""Counts items that failed before any model was in play. Never the name that a task asked for: it may be anything, and
+"""Counts items of tasks whose model is not declared. Never the name that such a task asked for: it may be anything, and
 each new label is a new time series for ever."""
+
+SLICE_ENTRIES = 256
+"""So many entries are written before there must be room again: a task's errors may be ten thousand."""
 
 Settled = tuple[Item | RejectedItem, Outcome]
 
@@ -45,6 +48,11 @@ class Ledger:
         self._ok = 0
         self._model = NO_MODEL
 
+    def expect_model(self, key: str) -> None:
+        """From now on entries name the declared model `key`, which is not loaded yet."""
+        self._model = key
+        self._template = self._template.with_declared_model(key)
+
     def use_model(self, info: ModelInfo, fingerprint: str) -> None:
         """From now on entries name this model."""
         self._model = info.name
@@ -60,8 +68,10 @@ class Ledger:
         fresh = [(item, outcome) for item, outcome in pairs if item.index in self._open]
         if not fresh:
             return None
-        # Every entry before the first booking: where one cannot be made, none of these items has its outcome yet.
+        # Nothing is booked before all of it is submitted: where that fails, none of these items has its outcome yet.
         entries = [self._template.entry(item, outcome, at_ms=at_ms) for item, outcome in fresh]
+        confirmation = self._publisher.submit(self._envelope.reply_to, entries)
+        self._confirmations.append(confirmation)
         for item, outcome in fresh:
             del self._open[item.index]
             if isinstance(outcome, EmbeddingError):
@@ -69,13 +79,21 @@ class Ledger:
             else:
                 self._ok += 1
                 self._metrics.item(self._model, "ok")
-        confirmation = self._publisher.submit(self._envelope.reply_to, entries)
-        self._confirmations.append(confirmation)
         return confirmation
 
-    def settle_rest(self, error: EmbeddingError) -> None:
-        """Gives `error` to every item that has no outcome yet."""
-        self.settle([(item, error) for item in list(self._open.values())])
+    async def settle_all(self, pairs: Sequence[Settled]) -> None:
+        """Settles any number of pairs, a slice at a time, each once the publisher has room for it.
+
+        Raises:
+            ShuttingDownError: the publisher stopped first.
+        """
+        for start in range(0, len(pairs), SLICE_ENTRIES):
+            await self._publisher.wait_for_room()
+            self.settle(pairs[start : start + SLICE_ENTRIES])
+
+    async def settle_rest(self, error: EmbeddingError) -> None:
+        """Gives `error` to every item that has no outcome yet; see `settle_all`."""
+        await self.settle_all([(item, error) for item in self._open.values()])
 
     async def close(self, batch_id: str) -> Summary:
         """Returns when every entry is confirmed.

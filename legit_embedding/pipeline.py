@@ -1,7 +1,6 @@
 """The whole flow of a task: parse, fetch, prepare, batch and compute, publish. The imports, in order, are the flow."""
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -73,6 +72,7 @@ class Pipeline:
         publisher: Publisher,
         budget: ByteBudget,
         executor: Executor,
+        prepare_threads: int,
         clock: Clock,
         metrics: Metrics,
         reporter: Reporter,
@@ -90,10 +90,8 @@ class Pipeline:
         self._metrics = metrics
         self._reporter = reporter
         self._in_flight = 0
-        self._unacknowledged: dict[str, tuple[ShmSource, ...]] = {}
-        self._discarding: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._turns = Turns(PREPARED_AHEAD * (settings.prepare_threads or os.cpu_count() or 1))
+        self._turns = Turns(PREPARED_AHEAD * prepare_threads)
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
 
     async def run(
@@ -124,18 +122,19 @@ class Pipeline:
         ledger = Ledger(
             envelope, template=template, publisher=self._publisher, clock=self._clock, metrics=self._metrics
         )
-        ledger.settle((item, item.error) for item in envelope.items if isinstance(item, RejectedItem))
+        declared = self._models.declared(envelope.model, modality_of(envelope.kind))
+        if declared is not None:
+            ledger.expect_model(declared)
         try:
+            await ledger.settle_all([(item, item.error) for item in envelope.items if isinstance(item, RejectedItem)])
             await self._embed_items(envelope, delivery, ledger)
         except EmbeddingError as error:
-            ledger.settle_rest(error)
+            await ledger.settle_rest(error)
         except ShuttingDownError:
             raise
         except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
-            ledger.settle_rest(self._internal(error))
-        summary = await ledger.close(envelope.batch_id or delivery.task_id)
-        self._remember_shm(envelope, delivery)
-        return summary
+            await ledger.settle_rest(self._internal(error))
+        return await ledger.close(envelope.batch_id or delivery.task_id)
 
     async def _embed_items(self, envelope: Envelope, delivery: Delivery, ledger: Ledger) -> None:
         items = [item for item in envelope.items if isinstance(item, Item)]
@@ -149,7 +148,7 @@ class Pipeline:
             model = await self._lease_model(stack, envelope)
             ledger.use_model(model.info, model.fingerprint(envelope.options))
             misfits = [item for item in items if input_kind_of(item) not in model.accepts]
-            ledger.settle((item, misfit_error(item, model.info)) for item in misfits)
+            await ledger.settle_all([(item, misfit_error(item, model.info)) for item in misfits])
             run = _Run(
                 model=model,
                 options=envelope.options,
@@ -160,14 +159,20 @@ class Pipeline:
             await self._spread([item for item in items if input_kind_of(item) in model.accepts], run)
 
     async def _lease_model(self, stack: AsyncExitStack, envelope: Envelope) -> EmbeddingModel:
+        """The model. It is waited for as long as a failed load is remembered, and no longer: a task holds a place."""
+        left_s = max(self._settings.model_failure_s, self._settings.retry_max_s)
         for pause_s in (*self._backoff.pauses_s(), None):
             try:
                 return await stack.enter_async_context(self._models.lease(envelope.model, modality_of(envelope.kind)))
             except ModelUnavailableError as error:
-                if pause_s is None:
+                if pause_s is None or error.permanent:
+                    raise
+                wait_s = max(pause_s, error.retry_after_s)
+                left_s -= wait_s
+                if left_s < 0:
                     raise
                 self._metrics.retry("model")
-                await self._clock.sleep(max(pause_s, error.retry_after_s))
+                await self._clock.sleep(wait_s)
         raise AssertionError("unreachable: the last round raises or returns")
 
     async def _spread(self, items: Sequence[Item], run: "_Run") -> None:
@@ -188,7 +193,8 @@ class Pipeline:
 
     async def _reserve(self, chunk: Sequence[Item], model: EmbeddingModel) -> Reservation:
         per_item = model.prepared_nbytes + entry_nbytes(model.info)
-        return await self._budget.reserve(sum(self._sources.reserve_bytes(item.source) + per_item for item in chunk))
+        fetched_bytes = await self._sources.reserve_bytes([item.source for item in chunk])
+        return await self._budget.reserve(fetched_bytes + len(chunk) * per_item)
 
     async def _embed_chunk(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
         """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved."""
@@ -258,38 +264,12 @@ class Pipeline:
                 )
         return tickets
 
-    def acknowledged(self, task_id: str, loop: asyncio.AbstractEventLoop) -> None:
-        """The broker has this task's ack: its files in shared memory may go. Any thread; cheap where there are none."""
-        if task_id in self._unacknowledged:
-            loop.call_soon_threadsafe(self._discard, task_id)
-
-    async def close(self) -> None:
-        """Takes no more tasks, and returns when the files of acknowledged ones are gone.
+    def close(self) -> None:
+        """Takes no more tasks.
 
         From now on a failure may come of parts that are being stopped: it sends its task back, and is no entry.
         """
         self._closing = True
-        await asyncio.gather(*self._discarding, return_exceptions=True)
-
-    def _remember_shm(self, envelope: Envelope, delivery: Delivery) -> None:
-        items = (item for item in envelope.items if isinstance(item, Item))
-        files = tuple(item.source for item in items if isinstance(item.source, ShmSource))
-        if files:
-            self._unacknowledged[delivery.task_id] = files
-
-    def _discard(self, task_id: str) -> None:
-        for file in self._unacknowledged.pop(task_id, ()):
-            task = asyncio.get_running_loop().create_task(self._discard_one(file), name="legit-shm-discard")
-            self._discarding.add(task)
-            task.add_done_callback(self._discarding.discard)
-
-    async def _discard_one(self, file: ShmSource) -> None:
-        try:
-            await self._sources.discard(file)
-        except EmbeddingError:
-            pass  # refused when it was read, too: it is not ours to remove
-        except Exception as error:  # noqa: BLE001  told, because shared memory that nobody frees is lost to everybody
-            self._reporter.report(error, cause=f"discard:{type(error).__name__}")
 
     async def _refuse(
         self, error: InvalidEnvelopeError, reply_to: str | None, kind: TaskKind, delivery: Delivery

@@ -14,6 +14,19 @@ class EmbeddingRequest(Request):
 
     def acknowledge(self) -> None:
         """Acknowledges, and only then lets go of the files in shared memory that the task was about."""
+        was_settled = self.acknowledged
         super().acknowledge()
-        if self.acknowledged:
-            runtime.acknowledged(self.id)
+        if not was_settled:
+            self._discard_files()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Rejects; a task that does not go back to its queue lets go of its files as an acknowledged one does."""
+        was_settled = self.acknowledged
+        super().reject(requeue)
+        if not was_settled and not requeue:
+            self._discard_files()
+
+    def _discard_files(self) -> None:
+        """From the message, because a task that was revoked or terminated never came to tell of its files."""
+        if self.task.acks_late:  # else the ack comes before the task has read them
+            runtime.discard_files(self.task.kind, self.args, self.kwargs)

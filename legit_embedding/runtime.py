@@ -6,10 +6,10 @@ first: inference stops before the models go, and the publisher goes last, becaus
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery
 
@@ -28,14 +28,20 @@ from legit_embedding.publish.switch import RoutingSwitch
 from legit_embedding.publish.urls import results_url
 from legit_embedding.publish.wire import RedisWire
 from legit_embedding.sources import Sources
+from legit_embedding.sources.leftovers import Leftovers
 from legit_embedding.telemetry.identity import current_identity
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.metrics_server import MetricsServer
 from legit_embedding.telemetry.reports import SentryReporter
 from legit_embedding.telemetry.sentry import flush_sentry
 from legit_embedding.telemetry.stats import StatsPublisher
+from legit_embedding.threads import DaemonThreads
+from legit_embedding.values import TaskKind
 
 STATS_TIMEOUT_S = 3.0
+
+PREPARE_TIMEOUT_S = 2.0
+"""How long images and texts that nobody waits for any more may still be prepared when the worker stops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class Runtime:
 
     loop: asyncio.AbstractEventLoop
     pipeline: Pipeline
+    leftovers: Leftovers
     models: ModelCache
     publisher: Publisher
     switch: RoutingSwitch
@@ -65,10 +72,14 @@ def current() -> Runtime:
     return _current
 
 
-def acknowledged(task_id: str) -> None:
-    """The broker has this task's ack; called on the consumer's thread."""
-    if _current is not None:
-        _current.pipeline.acknowledged(task_id, _current.loop)
+def discard_files(kind: TaskKind, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """The broker has done with a task of these arguments: its files in shared memory may go. Any thread."""
+    running = _current
+    if running is None:
+        return
+    files = running.leftovers.files_of(kind, args, kwargs)
+    if files:
+        running.loop.call_soon_threadsafe(running.leftovers.discard, files)
 
 
 @asynccontextmanager
@@ -119,13 +130,14 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
     models = ModelCache(catalog=catalog, settings=values, clock=clock, metrics=metrics, reporter=reporter)
     await stack.enter_async_context(models)
     sources = await stack.enter_async_context(Sources(settings=values, clock=clock, metrics=metrics))
-    batcher = Batcher(clock=clock, gate=publisher.wait_for_room, metrics=metrics, reporter=reporter)
+    batcher = Batcher(clock=clock, gate=publisher.wait_for_room, metrics=metrics, reporter=reporter, hold=models.hold)
     await stack.enter_async_context(batcher)
 
     total_bytes = int(values.budget_bytes)
     budget = ByteBudget(total_bytes, observe=lambda used: metrics.budget(used_bytes=used, total_bytes=total_bytes))
-    threads = ThreadPoolExecutor(values.prepare_threads or usable_cpus(), thread_name_prefix="legit-prepare")
-    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    prepare_threads = values.prepare_threads or usable_cpus()
+    threads = DaemonThreads(prepare_threads, "legit-prepare")
+    stack.push_async_callback(threads.close, PREPARE_TIMEOUT_S)
     pipeline = Pipeline(
         settings=values,
         names=names,
@@ -136,11 +148,14 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
         publisher=publisher,
         budget=budget,
         executor=threads,
+        prepare_threads=prepare_threads,
         clock=clock,
         metrics=metrics,
         reporter=reporter,
     )
-    stack.push_async_callback(pipeline.close)
+    stack.callback(pipeline.close)
+    leftovers = Leftovers(settings=values, names=names, sources=sources, reporter=reporter)
+    stack.push_async_callback(leftovers.close)
 
     stats = StatsPublisher(
         identity=identity,
@@ -154,7 +169,12 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
     await stack.enter_async_context(stats)
     await models.preload()
     return Runtime(
-        loop=asyncio.get_running_loop(), pipeline=pipeline, models=models, publisher=publisher, switch=switch
+        loop=asyncio.get_running_loop(),
+        pipeline=pipeline,
+        leftovers=leftovers,
+        models=models,
+        publisher=publisher,
+        switch=switch,
     )
 
 

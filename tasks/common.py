@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from celery import Task
 from celery.app.task import Context
 from celery.exceptions import Reject
 
@@ -17,26 +18,30 @@ from legit_embedding.values import Delivery, TaskKind
 Body = Callable[..., Any]
 
 
-def register(canonical: str) -> Callable[[Body], Body]:
-    """Registers an async task body under each name that the site has for the canonical one."""
+def register(canonical: str, *, kind: TaskKind) -> Callable[[Body], Body]:
+    """Registers an async task body under each name that the site has for the canonical one.
+
+    The task carries its `kind`, for `embed` and for the request's ack.
+    """
 
     def decorate(body: Body) -> Body:
         for name in Names.load(settings().contract).tasks[canonical]:
-            app.task(name=name, bind=True, Request="legit_embedding.request:EmbeddingRequest")(body)
+            app.task(name=name, bind=True, kind=kind, Request="legit_embedding.request:EmbeddingRequest")(body)
         return body
 
     return decorate
 
 
-async def embed(request: Context, args: Sequence[Any], kwargs: Mapping[str, Any], *, kind: TaskKind) -> dict[str, Any]:
+async def embed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Parse, embed, publish; returns once every entry is confirmed.
 
     Raises:
         WrongPoolError: not under `-P legit_async`.
         Reject: the worker is stopping; the task goes back to its queue.
     """
+    pipeline = runtime.current().pipeline
     try:
-        summary = await runtime.current().pipeline.run(args, kwargs, kind=kind, delivery=delivery_of(request))
+        summary = await pipeline.run(args, kwargs, kind=task.kind, delivery=delivery_of(task.request))
     except ShuttingDownError as error:
         raise Reject(str(error), requeue=True) from error
     return summary_object(summary)

@@ -8,7 +8,7 @@ from legit_embedding.contract import EMBED_IMAGES
 from tasks.common import embed, register
 
 
-@register(EMBED_IMAGES)
+@register(EMBED_IMAGES, kind="prepared_images")
 async def embed_images(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Embeds prepared images; one entry an item on the task's `reply_to` stream; returns the task's summary."""
-    return await embed(self.request, args, kwargs, kind="prepared_images")
+    return await embed(self, args, kwargs)

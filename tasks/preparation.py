@@ -8,7 +8,7 @@ from legit_embedding.contract import PREPARE_IMAGES
 from tasks.common import embed, register
 
 
-@register(PREPARE_IMAGES)
+@register(PREPARE_IMAGES, kind="images")
 async def prepare_images(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Embeds a task's images; one entry an item on the task's `reply_to` stream; returns the task's summary."""
-    return await embed(self.request, args, kwargs, kind="images")
+    return await embed(self, args, kwargs)

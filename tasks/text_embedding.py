@@ -8,7 +8,7 @@ from legit_embedding.contract import EMBED_TEXTS
 from tasks.common import embed, register
 
 
-@register(EMBED_TEXTS)
+@register(EMBED_TEXTS, kind="texts")
 async def embed_texts(self: Task, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Embeds a task's texts; one entry an item on the task's `reply_to` stream; returns the task's summary."""
-    return await embed(self.request, args, kwargs, kind="texts")
+    return await embed(self, args, kwargs)

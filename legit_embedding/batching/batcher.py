@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -35,6 +36,10 @@ class BatchTarget(Protocol):
         ...
 
 
+Hold = Callable[[BatchTarget], AbstractContextManager[None]]
+"""Keeps a model from being closed while the context is entered."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatcherStatistics:
     """Tickets queued, batches running, and what has been computed since the start."""
@@ -58,8 +63,9 @@ def default_depth(device: str) -> int:
 class Batcher:
     """Shares batches among all tasks, one inference thread a device; an async context manager.
 
-    `gate` is awaited before each batch: it holds inference back while results cannot be written. On leaving,
-    batches that are under way have `close_timeout_s` seconds.
+    `gate` is awaited before each batch: it holds inference back while results cannot be written. `hold` is entered with
+    a batch's model before the batch starts and left when it is done, whatever has become of its tasks meanwhile. On
+    leaving, batches that are under way have `close_timeout_s` seconds.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Batcher:
         gate: Callable[[], Awaitable[None]],
         metrics: Metrics,
         reporter: Reporter,
+        hold: Hold = lambda _: nullcontext(),
         depth: Callable[[str], int] = default_depth,
         close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
@@ -76,6 +83,7 @@ class Batcher:
         self._gate = gate
         self._metrics = metrics
         self._reporter = reporter
+        self._hold = hold
         self._depth = depth
         self._close_timeout_s = close_timeout_s
         self._devices: dict[str, Device] = {}
@@ -130,5 +138,6 @@ class Batcher:
                 gate=self._gate,
                 metrics=self._metrics,
                 reporter=self._reporter,
+                hold=self._hold,
             )
         return device

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from legit_embedding.batching.calls import Call, Part
@@ -18,11 +18,11 @@ from legit_embedding.errors import (
 )
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
-from legit_embedding.threads import run_on
+from legit_embedding.threads import DaemonThreads, run_on
 from legit_embedding.values import Outcome
 
 if TYPE_CHECKING:
-    from legit_embedding.batching.batcher import BatchTarget
+    from legit_embedding.batching.batcher import BatchTarget, Hold
 
 
 class Device:
@@ -37,6 +37,7 @@ class Device:
         gate: Callable[[], Awaitable[None]],
         metrics: Metrics,
         reporter: Reporter,
+        hold: "Hold",
     ) -> None:
         self.name = name
         self.batches = 0
@@ -45,12 +46,13 @@ class Device:
         self._gate = gate
         self._metrics = metrics
         self._reporter = reporter
+        self._hold = hold
         self._queue = FairQueue()
         self._slots = asyncio.Semaphore(depth)
         self._arrived = asyncio.Event()
-        self._running: dict[asyncio.Task[None], Sequence[Waiting]] = {}
-        self._forwards = ThreadPoolExecutor(1, thread_name_prefix=f"legit-device-{name}")
-        self._finishes = ThreadPoolExecutor(1, thread_name_prefix=f"legit-finish-{name}")
+        self._running: dict[asyncio.Task[None], tuple[Sequence[Waiting], ExitStack]] = {}
+        self._forwards = DaemonThreads(1, f"legit-device-{name}")
+        self._finishes = DaemonThreads(1, f"legit-finish-{name}")
         self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name=f"legit-batches-{name}")
 
     @property
@@ -71,7 +73,10 @@ class Device:
         self._arrived.set()
 
     async def close(self, timeout_s: float) -> None:
-        """Forms no further batch, waits for those under way, and tells everybody else that the worker stops."""
+        """Forms no further batch and tells everybody else that the worker stops.
+
+        Batches that are under way have `timeout_s` seconds; the threads of those that need longer are left behind.
+        """
         self._dispatcher.cancel()
         await asyncio.gather(self._dispatcher, return_exceptions=True)
         _fail(self._queue.drain(), _stopping())
@@ -80,8 +85,8 @@ class Device:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        self._forwards.shutdown(wait=False, cancel_futures=True)
-        self._finishes.shutdown(wait=False, cancel_futures=True)
+        self._forwards.shutdown()
+        self._finishes.shutdown()
 
     async def _dispatch(self) -> None:
         while True:
@@ -106,16 +111,17 @@ class Device:
             self._arrived.clear()
         if formed is None or not formed.batch:
             return False
-        task = asyncio.get_running_loop().create_task(
-            self._run(formed.batch[0].model, formed.batch), name=f"legit-batch-{self.name}"
-        )
-        self._running[task] = formed.batch
+        model, hold = formed.batch[0].model, ExitStack()
+        hold.enter_context(self._hold(model))  # now: its tasks may be cancelled, and their leases end, at any time
+        task = asyncio.get_running_loop().create_task(self._run(model, formed.batch), name=f"legit-batch-{self.name}")
+        self._running[task] = formed.batch, hold
         task.add_done_callback(self._done)
         return True
 
     def _done(self, task: asyncio.Task[None]) -> None:
         """The last word on a batch: whatever ended it, nobody waits on."""
-        batch = self._running.pop(task)
+        batch, hold = self._running.pop(task)
+        hold.close()
         if task.cancelled():
             _fail(batch, _stopping())
             return

@@ -44,17 +44,21 @@ class Turns:
 
     def _pass_on(self) -> None:
         """The place to the first of the ring, whose task goes to the ring's end."""
-        if not self._ring:
-            self._free += 1
-            return
-        task = next(iter(self._ring))
-        waiting = self._ring.pop(task)
-        waiting.popleft().set_result(None)
-        if waiting:
-            self._ring[task] = waiting
+        while self._ring:
+            task = next(iter(self._ring))
+            waiting = self._ring.pop(task)
+            place = waiting.popleft()
+            if waiting:
+                self._ring[task] = waiting
+            if not place.done():  # done: cancelled in this turn of the loop, and not yet told
+                place.set_result(None)
+                return
+        self._free += 1
 
     def _leave(self, task: str, place: "asyncio.Future[None]") -> None:
-        waiting = self._ring[task]
+        waiting = self._ring.get(task)
+        if waiting is None or place not in waiting:  # `_pass_on` came by first
+            return
         waiting.remove(place)
         if not waiting:
             del self._ring[task]

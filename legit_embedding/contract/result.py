@@ -64,6 +64,10 @@ class EntryTemplate:
             metadata_json=_compact(envelope.metadata),
         )
 
+    def with_declared_model(self, key: str) -> "EntryTemplate":
+        """With the model that is to compute them, where it is not loaded yet."""
+        return replace(self, constant={**self.constant, **self._deployed({"model": key})})
+
     def with_model(self, info: ModelInfo, fingerprint: str) -> "EntryTemplate":
         """With the model that computes them."""
         known = {

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +15,7 @@ from legit_embedding.errors import (
     EmbeddingError,
     ModelUnavailableError,
     ShuttingDownError,
+    UnknownModelError,
 )
 from legit_embedding.models.base import EmbeddingModel, InputLimits
 from legit_embedding.models.catalog import Catalog, ModelSpec
@@ -24,12 +24,16 @@ from legit_embedding.models.slots import ModelState, Slot, least_recently_used, 
 from legit_embedding.models.warmup import warm_up
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
-from legit_embedding.threads import run_on
+from legit_embedding.threads import DaemonThreads, run_on
 
 logger = logging.getLogger(__name__)
 
 SWEEPS_AN_IDLE_TIME = 4
 """How often, within a model's idle time, the cache looks for models to unload."""
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long a load that nobody waits for any more may take to end before it is left behind: less than the pool gives a
+start that is called off. One that hangs, in a download or a kernel, must not keep the worker from stopping."""
 
 
 class ModelCache:
@@ -47,6 +51,7 @@ class ModelCache:
         metrics: Metrics,
         reporter: Reporter,
         registry: Registry | None = None,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
     ) -> None:
         self._catalog = catalog
         self._settings = settings
@@ -54,9 +59,10 @@ class ModelCache:
         self._metrics = metrics
         self._reporter = reporter
         self._registry = registry or Registry()
+        self._close_timeout_s = close_timeout_s
         self._slots = {key: Slot(spec) for key, spec in catalog.specs.items()}
         self._turn = asyncio.Lock()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="legit-model-loader")
+        self._loader = DaemonThreads(1, "legit-model-loader")
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -66,7 +72,8 @@ class ModelCache:
 
         Raises:
             UnknownModelError: it is not declared.
-            ModelUnavailableError: it cannot be loaded now; a failure is remembered for `LEGIT_MODEL_FAILURE_S`.
+            ModelUnavailableError: it cannot be loaded now; a failure is remembered for `LEGIT_MODEL_FAILURE_S`, and a
+                `ConfigurationError` for as long as the cache lives.
             ShuttingDownError: the cache is closed.
         """
         spec = self._catalog.spec(key or self._catalog.default(modality))
@@ -78,6 +85,27 @@ class ModelCache:
         finally:
             slot.in_use -= 1
             slot.last_used_s = self._clock.monotonic()
+
+    @contextmanager
+    def hold(self, model: object) -> Iterator[None]:
+        """Keeps a leased model loaded until the context is left, also where the lease ends first: for its batches."""
+        slot = next((slot for slot in self._slots.values() if slot.model is model), None)
+        if slot is None:  # the cache is closed
+            yield
+            return
+        slot.held += 1
+        try:
+            yield
+        finally:
+            slot.held -= 1
+            slot.last_used_s = self._clock.monotonic()
+
+    def declared(self, key: str | None, modality: str) -> str | None:
+        """The key of the model that `lease` would give; None where it is not declared."""
+        try:
+            return self._catalog.spec(key or self._catalog.default(modality)).key
+        except UnknownModelError:
+            return None
 
     async def preload(self) -> None:
         """Loads the models of `LEGIT_PRELOAD`.
@@ -101,7 +129,9 @@ class ModelCache:
         """
         slot = self._slots[self._catalog.spec(key).key]
         if slot.model is not None and not slot.idle:
-            raise ModelUnavailableError(f"the model {key!r} is in use by {slot.in_use} tasks and stays loaded")
+            raise ModelUnavailableError(
+                f"the model {key!r} is in use by {slot.in_use} tasks and {slot.held} batches, and stays loaded"
+            )
         await self._unload(slot)
 
     def statistics(self) -> tuple[ModelState, ...]:
@@ -125,12 +155,13 @@ class ModelCache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        if not await self._loader.close(self._close_timeout_s):
+            logger.warning("a model is still being loaded or closed after %g s, and left behind", self._close_timeout_s)
         for slot in self._slots.values():
             model, slot.model = slot.model, None
             if model is not None:
                 try:
-                    model.close()  # here, because the loader may still be at work on a load that nobody waits for
+                    model.close()  # here: the loader may be stuck in a load
                 except Exception as failure:  # noqa: BLE001  the others must be closed too
                     self._reporter.report(failure, cause=f"model-close:{slot.spec.key}", model=slot.spec.key)
         self._count_loaded()
@@ -146,12 +177,15 @@ class ModelCache:
             while slot.model is None:
                 if self._closed:
                     raise ShuttingDownError("no model is loaded any more: the worker is stopping")
-                if self._retry_after_s(slot) <= 0:
+                permanent = slot.error is not None and slot.error.permanent
+                if not permanent and self._retry_after_s(slot) <= 0:
                     if slot.loading is None:
                         slot.loading = asyncio.create_task(self._load(slot), name=f"legit-model-load-{slot.spec.key}")
                     await asyncio.wait([slot.loading])  # unlike awaiting it, this cancels no load with its waiter
                 if slot.error is not None:
-                    raise ModelUnavailableError(str(slot.error), retry_after_s=self._retry_after_s(slot))
+                    raise ModelUnavailableError(
+                        str(slot.error), retry_after_s=self._retry_after_s(slot), permanent=slot.error.permanent
+                    )
             slot.last_used_s = self._clock.monotonic()
             return slot.model
         finally:
@@ -213,7 +247,7 @@ class ModelCache:
         return await run_on(self._loader, self._load_now, slot.spec)
 
     def _load_now(self, spec: ModelSpec) -> EmbeddingModel:
-        """On the loader's thread, which a worker that stops does not wait for."""
+        """On the loader's thread; a worker that stops waits for it only so long, see `CLOSE_TIMEOUT_S`."""
         model = self._registry.adapter(spec.adapter).load(spec, InputLimits(max_pixels=self._settings.max_pixels))
         try:
             if self._settings.warm_up and not self._closed:
@@ -277,10 +311,12 @@ class ModelCache:
     def _unavailable(self, slot: Slot, error: Exception) -> ModelUnavailableError:
         """A new exception, because it is kept, and the old one's traceback would keep what was loaded so far."""
         if isinstance(error, ModelUnavailableError):
-            return ModelUnavailableError(str(error))
+            return ModelUnavailableError(str(error), permanent=error.permanent)
         known = isinstance(error, EmbeddingError | ConfigurationError)
         what = str(error) if known else f"{type(error).__name__}: {error}"
-        return ModelUnavailableError(f"the model {slot.spec.key!r} cannot be loaded: {what}")
+        return ModelUnavailableError(
+            f"the model {slot.spec.key!r} cannot be loaded: {what}", permanent=isinstance(error, ConfigurationError)
+        )
 
     def _count_loaded(self) -> None:
         self._metrics.models_loaded(sum(slot.model is not None for slot in self._slots.values()))

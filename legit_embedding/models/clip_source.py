@@ -95,12 +95,14 @@ def _from_tag(spec: ModelSpec, tag: str) -> ClipSource:
     name = _canonical(spec.name or "")
     config = open_clip.get_pretrained_cfg(name, tag)
     location = config.get("hf_hub", "")
-    if location:
-        repository, _, file = location.rpartition("/")
-        wanted = (Path(file).with_suffix(SAFETENSORS).name, file) if file else (PREFERRED[0], PICKLES[0])
-        checkpoint = _fetch_first(Repository(repository, spec.revision), wanted)
-    else:
-        checkpoint = _download(config["url"])
+    if not location:  # no tag of today; open_clip's own download by URL waits for ever for a server that falls silent
+        raise ConfigurationError(
+            f"models.{spec.key}.weights: {tag!r} is not on the hub; download {config.get('url')} yourself and set "
+            "weights to the file"
+        )
+    repository, _, file = location.rpartition("/")
+    wanted = (Path(file).with_suffix(SAFETENSORS).name, file) if file else (PREFERRED[0], PICKLES[0])
+    checkpoint = _fetch_first(Repository(repository, spec.revision), wanted)
     architecture = _named_architecture(spec)
     if bool(config.get("quick_gelu")) != bool(architecture.get("quick_gelu")):
         logger.warning(
@@ -147,13 +149,6 @@ def _fetch_first(repository: Repository, names: Sequence[str]) -> Path:
         if path.is_file():
             return path
     raise ModelUnavailableError(f"{repository} has none of {', '.join(names)}")
-
-
-def _download(url: str) -> Path:
-    try:
-        return Path(open_clip.download_pretrained_from_url(url))
-    except Exception as error:  # urllib, the disk and the checksum fail each in their own way
-        raise ModelUnavailableError(f"weights cannot be had from {url}: {error}") from error
 
 
 def _named_architecture(spec: ModelSpec) -> Mapping[str, Any]:

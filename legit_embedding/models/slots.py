@@ -28,7 +28,10 @@ class ModelState:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A declared model's place in the cache. `wanted` counts those who wait for its load, `in_use` its leases."""
+    """A declared model's place in the cache.
+
+    `wanted` counts those who wait for its load, `in_use` its leases, and `held` the batches that it computes.
+    """
 
     spec: ModelSpec
     model: EmbeddingModel | None = None
@@ -36,6 +39,7 @@ class Slot:
     device: str | None = None
     nbytes: int = 0
     in_use: int = 0
+    held: int = 0
     wanted: int = 0
     loads: int = 0
     last_used_s: float | None = None
@@ -45,7 +49,7 @@ class Slot:
     @property
     def idle(self) -> bool:
         """Whether it is loaded and nobody uses it or is about to."""
-        return self.model is not None and not self.in_use and not self.wanted
+        return self.model is not None and not (self.in_use or self.held or self.wanted)
 
     def describe(self, now_s: float) -> ModelState:
         """See `ModelState`."""

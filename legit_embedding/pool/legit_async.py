@@ -27,8 +27,8 @@ from legit_embedding.pool.job import ABANDONED, HARD, SOFT, Job
 from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of
 from legit_embedding.pool.slots import Slots
-from legit_embedding.pool.threads import DaemonThreads
 from legit_embedding.pool.waker import Waker
+from legit_embedding.threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
 

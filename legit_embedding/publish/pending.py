@@ -38,7 +38,7 @@ class Submission:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One entry on its way. `fields` are names and values in turn, encoded; `nbytes` is their length together."""
+    """One entry on its way. `fields` are names and values in turn, encoded; `nbytes` is what it holds in memory."""
 
     stream: str
     fields: tuple[bytes, ...]
@@ -55,6 +55,18 @@ class Entry:
         """Sends the entry to `stream` instead, and notes there which name was refused."""
         self.stream = stream
         self.fields += (_encode(rejected_field), _encode(rejected))
+
+
+PART_OVERHEAD_BYTES = 41
+"""What CPython holds of a name or a value beside its bytes: the header of its object, and its place in a tuple."""
+
+ENTRY_OVERHEAD_BYTES = 256
+"""About what an entry takes beside its fields: itself, its places in the queues, its share of a submission."""
+
+
+def held_nbytes(fields: Sequence[bytes]) -> int:
+    """About what an entry of these fields holds in memory; the bytes alone would be a sixth of it for a short one."""
+    return ENTRY_OVERHEAD_BYTES + sum(len(part) + PART_OVERHEAD_BYTES for part in fields)
 
 
 def encode_fields(fields: Mapping[str, str]) -> tuple[bytes, ...]:

@@ -18,7 +18,7 @@ from legit_embedding.errors import ShuttingDownError
 from legit_embedding.publish.dispatch import Dispatcher
 from legit_embedding.publish.hold import Hold
 from legit_embedding.publish.outcomes import Scope, Trouble, classify
-from legit_embedding.publish.pending import Backlog, Entry, Submission, encode_fields
+from legit_embedding.publish.pending import Backlog, Entry, Submission, encode_fields, held_nbytes
 from legit_embedding.publish.routing import RoutingRules
 from legit_embedding.publish.switch import FixedRouting, RoutingState
 from legit_embedding.publish.wire import RedisWire, Wire
@@ -142,7 +142,9 @@ class Publisher:
         Raises:
             ShuttingDownError: the publisher is stopping.
         """
-        await self._room.wait()
+        # Again after each waking: who was woken before may have filled the room.
+        while not self._room.is_set():
+            await self._room.wait()
         if self._closing:
             raise _shutting_down()
 
@@ -250,7 +252,7 @@ class Publisher:
         entries = []
         for index, part in enumerate(parts):
             fields = encode_fields(part)
-            entries.append(Entry(self._rules.global_stream, fields, sum(map(len, fields)), submission, index))
+            entries.append(Entry(self._rules.global_stream, fields, held_nbytes(fields), submission, index))
         self._open.add(submission)
         self._drained.clear()
         self._backlog.count_in(entries)

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Self, TypeVar
@@ -18,6 +17,7 @@ from legit_embedding.sources.inline import checked_text, decode_inline, decoded_
 from legit_embedding.sources.shm import discard, read_tensor, tensor_nbytes
 from legit_embedding.sources.url import Fetcher
 from legit_embedding.telemetry.metrics import Metrics
+from legit_embedding.threads import DaemonThreads
 from legit_embedding.values import FileSource, InlineSource, Payload, ShmSource, Source, TextSource, UrlSource
 
 DECODE_INLINE_BELOW = 32 * 1024
@@ -40,7 +40,7 @@ class Sources:
         self._max_bytes = int(settings.max_source_bytes)
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
         self._places = asyncio.Semaphore(settings.fetch_concurrency)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="legit-read")
+        self._threads = DaemonThreads(THREADS, "legit-read")
         self._stack = AsyncExitStack()
         self._fetcher = Fetcher(
             policy=HostPolicy([HostRule.parse(rule) for rule in settings.allowed_hosts]),
@@ -67,12 +67,23 @@ class Sources:
         finally:
             self._metrics.stage("fetch", self._clock.monotonic() - started_s)
 
-    def reserve_bytes(self, source: Source) -> int:
-        """No more bytes than this are held while `source` is read, as far as can be told without reading it.
+    async def reserve_bytes(self, sources: Sequence[Source]) -> int:
+        """No more bytes than this are held while `sources` are read, as far as can be told without reading them.
 
         What is refused by the settings holds nothing. A URL's size is unknown before its answer: it counts as the most
         that it may be, and so does a file that cannot be looked at.
         """
+        look = partial(self._reserve_now, sources)
+        # A file's size, rather than the most that it may have, lets many of them be read for one batch. But a folder
+        # whose server is gone holds whoever looks into it, and that must not be the loop.
+        if self._settings.allowed_roots and any(isinstance(source, FileSource) for source in sources):
+            return await self._on_thread(look)
+        return look()
+
+    def _reserve_now(self, sources: Sequence[Source]) -> int:
+        return sum(map(self._nbytes_of, sources))
+
+    def _nbytes_of(self, source: Source) -> int:
         settings, most = self._settings, self._max_bytes
         match source:
             case TextSource():
@@ -102,7 +113,7 @@ class Sources:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()  # a read of a mount that is gone never ends
 
     async def _read_with_retries(self, source: Source) -> Payload:
         for pause_s in self._backoff.pauses_s():

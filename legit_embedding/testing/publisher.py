@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from legit_embedding.errors import ShuttingDownError
-from legit_embedding.publish.pending import encode_fields
+from legit_embedding.publish.pending import encode_fields, held_nbytes
 from legit_embedding.publish.routing import RoutingRules, route
 from legit_embedding.publish.streams import REJECTED_FIELD, PublisherStatistics
 from legit_embedding.publish.wire import Command
@@ -61,7 +61,7 @@ class MemoryPublisher:
             _stop(future)
             return future
         receipts = [self._write(reply_to, entry) for entry in entries]
-        nbytes = sum(len(part) for entry in entries for part in encode_fields(entry))
+        nbytes = sum(held_nbytes(encode_fields(entry)) for entry in entries)
         self._pending_entries += len(receipts)
         self._pending_bytes += nbytes
         self._held.append((future, receipts, nbytes))
@@ -72,7 +72,8 @@ class MemoryPublisher:
 
     async def wait_for_room(self) -> None:
         """See `Publisher.wait_for_room`."""
-        await self._room.wait()
+        while not self._room.is_set():
+            await self._room.wait()
         if self._closing:
             raise ShuttingDownError("the publisher is stopping")
 

@@ -11,6 +11,7 @@ import redis
 from legit_embedding.clock import SystemClock
 from legit_embedding.config import load_settings
 from legit_embedding.errors import ShuttingDownError
+from legit_embedding.publish.pending import held_nbytes
 from legit_embedding.publish.routing import MAX_NAME_BYTES, RoutingRules
 from legit_embedding.publish.streams import Publisher, PublisherStatistics
 from legit_embedding.publish.switch import FixedRouting
@@ -104,6 +105,11 @@ def subject(request):
 
 def named(*names):
     return [{"n": name} for name in names]
+
+
+def nbytes(name):
+    """What an entry of that name counts."""
+    return held_nbytes([b"n", name.encode()])
 
 
 def names_on(subject, stream):
@@ -207,7 +213,7 @@ async def test_a_submission_waits_for_all_its_confirmations(subject):
         await settle()
         assert not waiting.done()
         held = publisher.statistics()
-        assert (held.pending_entries, held.pending_bytes, held.confirmed) == (2, 5, 0)
+        assert (held.pending_entries, held.pending_bytes, held.confirmed) == (2, nbytes("a") + nbytes("bc"), 0)
         subject.release()
         assert len(await waiting) == 2
         done = publisher.statistics()
@@ -215,7 +221,7 @@ async def test_a_submission_waits_for_all_its_confirmations(subject):
 
 
 async def test_there_is_room_until_as_many_bytes_are_pending(subject):
-    async with subject.open(room_bytes=6) as publisher:
+    async with subject.open(room_bytes=2 * nbytes("ab")) as publisher:
         await publisher.wait_for_room()
         subject.hold()
         first = publisher.submit(None, named("ab"))

@@ -72,7 +72,7 @@ class Rig:
             )
         )
         self.batcher = await self._stack.enter_async_context(
-            Batcher(gate=self.publisher.wait_for_room, reporter=self.reporter, **shared)
+            Batcher(gate=self.publisher.wait_for_room, reporter=self.reporter, hold=self.cache.hold, **shared)
         )
         self.pipeline = Pipeline(
             settings=self.settings,
@@ -84,6 +84,7 @@ class Rig:
             publisher=self.publisher,
             budget=self.budget,
             executor=self.executor,
+            prepare_threads=self.settings.prepare_threads or 2,
             reporter=self.reporter,
             **shared,
         )

@@ -66,9 +66,9 @@ async def test_settling_nothing_writes_nothing():
 async def test_the_rest_is_whoever_has_no_outcome_yet():
     books = Books(3)
     books.ledger.settle([(books.items[1], vector())])
-    books.ledger.settle_rest(InternalError("a bug"))
+    await books.ledger.settle_rest(InternalError("a bug"))
     assert sorted(books.written) == [(0, "error"), (1, "ok"), (2, "error")]
-    books.ledger.settle_rest(InternalError("another one"))
+    await books.ledger.settle_rest(InternalError("another one"))
     assert len(books.written) == 3
 
 
@@ -78,8 +78,23 @@ async def test_where_one_entry_cannot_be_made_none_of_them_is_booked():
     with pytest.raises(ValueError, match="shape"):
         books.ledger.settle([(books.items[0], vector()), (books.items[1], np.ones((2, 2), np.float32))])
     assert books.written == []
-    books.ledger.settle_rest(InternalError("a bug"))
+    await books.ledger.settle_rest(InternalError("a bug"))
     assert books.written == [(0, "error"), (1, "error"), (2, "error")]
+
+
+async def test_what_the_publisher_does_not_take_is_not_booked(monkeypatch):
+    books = Books(1)
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(books.publisher, "submit", fail)
+        with pytest.raises(ZeroDivisionError):
+            books.ledger.settle([(books.items[0], vector())])
+    assert repr(books.ledger) == "<Ledger 1 of 1 items open>"
+    await books.ledger.settle_rest(InternalError("a bug"))
+    assert books.written == [(0, "error")]
 
 
 async def test_closing_waits_for_every_confirmation():
@@ -114,7 +129,7 @@ async def test_outcomes_are_counted_by_kind_and_by_the_model_once_there_is_one()
     books.ledger.settle([(books.items[0], UndecodableError("no image"))])
     books.ledger.use_model(model.info, "fingerprint")
     books.ledger.settle([(books.items[1], vector())])
-    books.ledger.settle_rest(InternalError("a bug"))
+    await books.ledger.settle_rest(InternalError("a bug"))
     summary = await books.ledger.close("b1")
     assert (summary.count, summary.ok, summary.errors) == (3, 1, 2)
     samples = [

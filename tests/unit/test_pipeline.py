@@ -6,7 +6,13 @@ import base64
 import numpy as np
 import pytest
 
-from legit_embedding.errors import DeviceOutOfMemoryError, ModelUnavailableError, ShuttingDownError
+from legit_embedding.errors import (
+    ConfigurationError,
+    DeviceOutOfMemoryError,
+    ModelUnavailableError,
+    ShuttingDownError,
+)
+from legit_embedding.ledger import SLICE_ENTRIES
 from legit_embedding.pipeline import entry_nbytes
 from legit_embedding.testing.clock import settle, until
 from legit_embedding.testing.publisher import MemoryPublisher
@@ -241,17 +247,40 @@ async def test_a_model_that_is_not_declared_is_the_error_of_every_item(make_rig)
         entries = rig.entries()
     assert errors_of(entries) == {0: "unknown_model", 1: "unknown_model"}
     assert entries[0].model == "gpt"
+    assert items_counted(rig) == {("none", "unknown_model"): 2}
 
 
 async def test_a_model_that_is_unavailable_for_a_while_delays_its_task(make_rig):
     async with make_rig() as rig:
-        rig.adapter.fail = lambda _: ModelUnavailableError("no such host") if len(rig.adapter.loads) < 3 else None
+        rig.adapter.fail = lambda _: ModelUnavailableError("no such host") if len(rig.adapter.loads) < 2 else None
         task = rig.start({"texts": ["one"]})
-        for _ in range(2):
-            await until(lambda: rig.clock.sleeping)
-            await rig.clock.advance(30)
+        await until(lambda: rig.clock.sleeping)
+        await rig.clock.advance(30)
         assert (await task).ok == 1
-    assert rig.adapter.loads == ["text"] * 3
+    assert rig.adapter.loads == ["text"] * 2
+
+
+async def test_a_task_waits_for_its_model_no_longer_than_a_failure_is_remembered(make_rig):
+    """It holds a place that a task of another model could use."""
+    async with make_rig(retries=9) as rig:
+        rig.adapter.fail = lambda _: ModelUnavailableError("no such host")
+        task = rig.start({"texts": texts(1)})
+        await until(lambda: rig.clock.sleeping)
+        await rig.clock.advance(30)
+        assert (await task).errors == 1
+    assert rig.adapter.loads == ["text"] * 2
+
+
+async def test_a_model_whose_entry_is_wrong_delays_no_task_and_is_not_tried_again(make_rig):
+    async with make_rig() as rig:
+        rig.adapter.fail = lambda _: ConfigurationError("models.text.name is missing")
+        for _ in range(2):
+            assert (await rig.run({"texts": texts(1)})).errors == 1
+            await rig.clock.advance(600)
+        entries = rig.entries()
+    assert errors_of(entries) == {0: "model_unavailable"}
+    assert "models.text.name is missing" in entries[0].error
+    assert rig.adapter.loads == ["text"]
 
 
 async def test_a_model_that_stays_unavailable_is_the_error_of_every_item(make_rig):
@@ -263,8 +292,44 @@ async def test_a_model_that_stays_unavailable_is_the_error_of_every_item(make_ri
         assert (await task).errors == 2
         entries = rig.entries()
     assert errors_of(entries) == {0: "model_unavailable", 1: "model_unavailable"}
-    assert entries[0].error == "no such host"
+    assert (entries[0].error, entries[0].model) == ("no such host", "text")
+    assert items_counted(rig) == {("text", "model_unavailable"): 2}
     assert rig.adapter.loads == ["text"] * 2
+
+
+def items_counted(rig):
+    """How many items have been counted, by the labels `model` and `outcome`."""
+    samples = [sample for metric in rig.metrics.registry.collect() for sample in metric.samples]
+    return {
+        (sample.labels["model"], sample.labels["outcome"]): sample.value
+        for sample in samples
+        if sample.name == "legit_items_total"
+    }
+
+
+async def test_the_errors_of_a_large_task_wait_for_room_slice_by_slice(make_rig):
+    publisher = MemoryPublisher(pending_results_bytes=1)
+    async with make_rig(publisher=publisher) as rig:
+        publisher.hold()
+        task = rig.start({"items": [None] * (2 * SLICE_ENTRIES + 1)})
+        await settle()
+        assert rig.written() == SLICE_ENTRIES
+        publisher.release(1)
+        await settle()
+        assert rig.written() == 2 * SLICE_ENTRIES
+        publisher.release()
+        assert (await task).errors == 2 * SLICE_ENTRIES + 1
+
+
+async def test_a_task_whose_errors_wait_for_room_goes_back_when_the_worker_stops(make_rig):
+    publisher = MemoryPublisher(pending_results_bytes=1)
+    async with make_rig(publisher=publisher) as rig:
+        publisher.hold()
+        task = rig.start({"items": [None] * (SLICE_ENTRIES + 1)})
+        await settle()
+        await publisher.close()
+        with pytest.raises(ShuttingDownError):
+            await task
 
 
 # -- results leave as they come ----------------------------------------------------------------------------------------
@@ -387,38 +452,6 @@ async def test_while_results_cannot_be_written_nothing_more_is_read_or_computed(
         assert (await second).ok == 1
 
 
-# -- shared memory -----------------------------------------------------------------------------------------------------
-
-
-async def test_files_in_shared_memory_are_removed_after_the_ack_and_not_before(make_rig, tmp_path):
-    shm = tmp_path / "tensor"
-    shm.write_bytes(bytes(12))
-    items = [{"shm": {"path": str(shm), "dtype": "uint8", "shape": [3, 2, 2]}}]
-    async with make_rig(shm_root=tmp_path) as rig:
-        await rig.run({"items": items}, kind="prepared_images", task_id="t1")
-        rig.pipeline.acknowledged("another task", asyncio.get_running_loop())
-        await settle()
-        await rig.pipeline.close()
-        assert shm.exists()
-        rig.pipeline.acknowledged("t1", asyncio.get_running_loop())
-        await settle()
-        await rig.pipeline.close()
-        assert not shm.exists()
-
-
-async def test_a_file_outside_the_root_is_neither_read_nor_removed_and_no_trouble(make_rig, tmp_path):
-    shm = tmp_path / "tensor"
-    shm.write_bytes(bytes(12))
-    items = [{"shm": {"path": str(shm), "dtype": "uint8", "shape": [3, 2, 2]}}]
-    async with make_rig() as rig:
-        await rig.run({"items": items}, kind="prepared_images", task_id="t1")
-        rig.pipeline.acknowledged("t1", asyncio.get_running_loop())
-        await settle()
-        await rig.pipeline.close()
-        assert errors_of(rig.entries()) == {0: "source_not_allowed"}
-    assert (shm.exists(), rig.reporter.causes) == (True, [])
-
-
 # -- the end, and bugs -------------------------------------------------------------------------------------------------
 
 
@@ -483,6 +516,22 @@ async def test_a_cancelled_task_gives_everything_back(make_rig):
         rig.text.gate.release()
         assert (await rig.run({"texts": ["next"]})).ok == 1
     assert rig.text.batches == [["text 0"], ["next"]]
+
+
+async def test_a_model_stays_loaded_until_the_batch_of_a_cancelled_task_is_done(make_rig):
+    async with make_rig() as rig:
+        rig.text.gate.hold()
+        task = rig.start({"texts": texts(1)})
+        await rig.text.gate.wait_for_arrivals(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(ModelUnavailableError, match="1 batches"):
+            await rig.cache.unload("text")
+        rig.text.gate.release()
+        assert (await rig.run({"texts": ["next"]})).ok == 1
+        await rig.cache.unload("text")
+        assert rig.text.closes == 1
 
 
 @pytest.mark.parametrize("stage", ["read", "reserve_bytes"])
@@ -605,7 +654,7 @@ async def test_once_it_closes_the_pipeline_takes_no_task_and_no_failure_becomes_
         rig.adapter.gate.hold()
         task = rig.start({"texts": texts(2)})
         await rig.adapter.gate.wait_for_arrivals(1)
-        await rig.pipeline.close()
+        rig.pipeline.close()
         rig.executor.shutdown()
         rig.adapter.gate.release()
         with pytest.raises(ShuttingDownError):

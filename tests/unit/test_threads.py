@@ -1,40 +1,186 @@
-"""The way to a thread and back: whatever the work does, whoever waits hears of it."""
+"""Threads that keep no process alive; and whatever happens on one, whoever waits hears of it."""
 
 import asyncio
+import subprocess
+import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from legit_embedding.threads import run_on
+from legit_embedding.testing.clock import settle
+from legit_embedding.testing.gate import Gate
+from legit_embedding.threads import DaemonThreads, run_on
+
+PATIENCE_S = 30
 
 
 @pytest.fixture
-def executor():
-    with ThreadPoolExecutor(1, thread_name_prefix="worker") as executor:
-        yield executor
+def threads():
+    own = DaemonThreads(2, "sample")
+    yield own
+    own.shutdown(cancel_futures=True)
 
 
-async def test_the_work_runs_on_the_executor_and_its_result_comes_back(executor):
+@pytest.fixture
+def gate():
+    own = Gate()
+    own.hold()
+    yield own
+    own.release()
+
+
+def name_and(value):
+    return threading.current_thread().name, value
+
+
+def test_a_call_runs_on_a_named_thread_and_gives_its_result(threads):
+    assert threads.submit(name_and, 7).result(PATIENCE_S) == ("sample-1", 7)
+
+
+def test_an_idle_thread_is_used_again(threads):
+    assert {threads.submit(name_and, number).result(PATIENCE_S)[0] for number in range(20)} <= {"sample-1", "sample-2"}
+
+
+@pytest.mark.parametrize("error", [KeyError("why"), SystemExit(3)])
+def test_what_a_call_raises_is_in_its_future_and_the_thread_goes_on(threads, error):
+    def fail():
+        raise error
+
+    assert threads.submit(fail).exception(PATIENCE_S) is error
+    assert threads.submit(name_and, 1).result(PATIENCE_S)[1] == 1
+
+
+def test_each_thread_is_initialised_first():
+    ready = threading.local()
+    threads = DaemonThreads(1, "sample", lambda: setattr(ready, "value", "ready"))
+    assert threads.submit(lambda: ready.value).result(PATIENCE_S) == "ready"
+    threads.shutdown()
+
+
+async def test_no_more_calls_run_at_once_than_there_are_threads(threads, gate):
+    futures = [threads.submit(gate.enter) for _ in range(5)]
+    await gate.wait_for_arrivals(2)
+    assert [future.running() for future in futures] == [True, True, False, False, False]
+    assert repr(threads) == "<DaemonThreads 2 of 2 threads, 5 calls, 0 left behind>"
+    gate.release()
+    for future in futures:
+        future.result(PATIENCE_S)
+
+
+async def test_a_call_that_waits_can_be_cancelled(threads, gate):
+    futures = [threads.submit(gate.enter) for _ in range(3)]
+    await gate.wait_for_arrivals(2)
+    assert futures[2].cancel()
+    gate.release()
+    futures[0].result(PATIENCE_S)
+    futures[1].result(PATIENCE_S)
+    assert gate.arrived == 2
+
+
+async def test_a_thread_that_is_left_behind_is_replaced_and_ends_with_its_call(threads, gate):
+    def stay():
+        gate.enter()
+        return threading.current_thread()
+
+    left, kept = threads.submit(stay), threads.submit(stay)
+    waiting = threads.submit(name_and, "next")
+    await gate.wait_for_arrivals(2)
+    threads.leave_behind(left)
+    threads.leave_behind(left)
+    assert waiting.result(PATIENCE_S) == ("sample-3", "next")
+    gate.release()
+    thread = left.result(PATIENCE_S)
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert kept.result(PATIENCE_S).is_alive()
+
+
+def test_after_a_shutdown_nothing_is_taken(threads):
+    threads.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        threads.submit(name_and, 1)
+
+
+async def test_a_shutdown_cancels_what_waits_and_does_not_wait_itself(threads, gate):
+    running = [threads.submit(gate.enter) for _ in range(2)]
+    waiting = threads.submit(gate.enter)
+    await gate.wait_for_arrivals(2)
+    threads.shutdown(cancel_futures=True)
+    assert waiting.cancelled()
+    assert not running[0].done()
+
+
+def test_a_stuck_thread_does_not_keep_the_interpreter():
+    code = (
+        "import threading\n"
+        "from legit_embedding.threads import DaemonThreads\n"
+        "started = threading.Event()\n"
+        "DaemonThreads(1, 'stuck').submit(lambda: (started.set(), threading.Event().wait()))\n"
+        "started.wait()\n"
+        "print('end')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "end\n"
+
+
+async def test_closing_lets_what_runs_end_and_cancels_what_waits(threads, gate):
+    running = [threads.submit(gate.enter) for _ in range(2)]
+    waiting = threads.submit(gate.enter)
+    await gate.wait_for_arrivals(2)
+    closing = asyncio.create_task(threads.close(PATIENCE_S))
+    await settle()
+    assert not closing.done()
+    gate.release()
+    assert await closing is True
+    assert [future.done() for future in running] == [True, True]
+    assert waiting.cancelled()
+
+
+async def test_closing_does_not_wait_for_longer_than_it_may(threads, gate):
+    running = threads.submit(gate.enter)
+    await gate.wait_for_arrivals(1)
+    assert await threads.close(0) is False
+    assert running.running()
+
+
+async def test_closing_takes_no_notice_of_what_a_call_raises(threads, gate):
+    def fail():
+        gate.enter()
+        raise KeyError("why")
+
+    failing = threads.submit(fail)
+    await gate.wait_for_arrivals(1)
+    closing = asyncio.create_task(threads.close(PATIENCE_S))
+    await settle()
+    gate.release()
+    assert await closing is True
+    assert isinstance(failing.exception(), KeyError)
+
+
+async def test_closing_what_has_never_run_is_done_at_once(threads):
+    assert await threads.close(0) is True
+
+
+async def test_the_work_runs_on_the_threads_and_its_result_comes_back(threads):
     def work(first, *, second):
         return first, second, threading.current_thread().name
 
-    assert await run_on(executor, work, 1, second=2) == (1, 2, "worker_0")
+    assert await run_on(threads, work, 1, second=2) == (1, 2, "sample-1")
 
 
-async def test_an_error_comes_back_as_it_is(executor):
+async def test_an_error_comes_back_as_it_is(threads):
     with pytest.raises(ZeroDivisionError):
-        await run_on(executor, lambda: 1 / 0)
+        await run_on(threads, lambda: 1 / 0)
 
 
 @pytest.mark.parametrize("error", [StopIteration("end"), asyncio.CancelledError()])
-async def test_what_asyncio_would_lose_or_misread_comes_back_as_a_bug(executor, error):
+async def test_what_asyncio_would_lose_or_misread_comes_back_as_a_bug(threads, error):
     """A bare `next()` in a plugin raises StopIteration, which no future takes: whoever waits would wait for ever."""
 
     def work():
         raise error
 
     with pytest.raises(RuntimeError, match=f"{type(error).__name__} left ") as raised:
-        await run_on(executor, work)
+        await run_on(threads, work)
     assert raised.value.__cause__ is error
     assert not asyncio.current_task().cancelling()

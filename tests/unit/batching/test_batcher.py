@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -361,6 +362,35 @@ async def test_closing_lets_the_running_batch_finish_and_sends_everybody_else_aw
         await closing
         assert_vectors(model, await running, "a")
     assert model.batches == [["a"]]
+
+
+async def test_a_batch_holds_its_model_from_its_start_to_its_end():
+    """Also where its caller is cancelled, and where it fails."""
+    held = []
+
+    @contextmanager
+    def hold(model):
+        held.append(model)
+        yield
+        held.remove(model)
+
+    rig, model = Rig(hold=hold), FakeModel()
+    async with rig.batcher:
+        model.gate.hold()
+        model.fail = lambda keys: ValueError("no") if keys == ["b"] else None
+        first = rig.submit(model, "a")
+        await model.gate.wait_for_arrivals(1)
+        second = rig.submit(model, "b")
+        first.cancel()
+        await settle()
+        assert held == [model]
+        model.gate.release(1)
+        await model.gate.wait_for_arrivals(2)
+        assert model in held
+        model.gate.release()
+        assert isinstance((await second)["b"], InternalError)
+        await settle()
+        assert held == []
 
 
 async def test_closing_does_not_wait_for_a_batch_for_ever():

@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from legit_embedding.batching import Turns
 from legit_embedding.testing.clock import settle
@@ -97,3 +99,51 @@ async def test_work_that_fails_gives_its_place_back():
             raise ZeroDivisionError
     async with turns.take("b"):
         assert repr(turns) == "<Turns 1 of 1 places taken, 0 waiting>"
+
+
+async def test_a_place_is_not_given_to_one_that_was_cancelled_in_the_same_turn():
+    work = Work(1)
+    holder = work.start("a", "a")
+    waiting = work.start("b", "b")
+    work.start("c", "c")
+    await settle()
+    work.ends["a"].set()
+    waiting.cancel()
+    await settle()
+    assert (holder.exception(), waiting.cancelled()) == (None, True)
+    assert work.begun == ["a", "c"]
+
+
+@given(
+    tasks=st.lists(st.sampled_from("abc"), min_size=1, max_size=12),
+    places=st.integers(1, 3),
+    turns=st.lists(st.lists(st.tuples(st.sampled_from(["cancel", "finish"]), st.integers(0, 11)), max_size=5)),
+)
+def test_whatever_is_cancelled_and_finished_in_one_turn_no_place_is_lost(tasks, places, turns):
+    """Who is cancelled gets that and nothing else; everybody else is served, each task's in order."""
+
+    async def scenario():
+        work = Work(places)
+        running = [work.start(task, number) for number, task in enumerate(tasks)]
+        await settle()
+        for turn in turns:
+            for what, number in turn:
+                if number >= len(tasks):
+                    continue
+                if what == "cancel":
+                    running[number].cancel()
+                else:
+                    work.ends[number].set()
+            await asyncio.sleep(0)
+        for end in work.ends.values():
+            end.set()
+        await asyncio.wait(running, timeout=5)
+        served = [number for number, task in enumerate(running) if not task.cancelled()]
+        assert [running[number].exception() for number in served] == [None] * len(served)
+        assert set(served) <= set(work.begun)
+        for name in "abc":
+            begun = [number for number in work.begun if tasks[number] == name]
+            assert begun == sorted(begun)
+        assert repr(work.turns) == f"<Turns 0 of {places} places taken, 0 waiting>"
+
+    asyncio.run(scenario())

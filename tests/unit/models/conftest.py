@@ -15,7 +15,7 @@ from legit_embedding.testing.reports import NullReporter
 class CacheRig:
     """A cache of fake models, one of 1,000 bytes for each of `keys`, with its surroundings."""
 
-    def __init__(self, *keys, toml="", **settings):
+    def __init__(self, *keys, toml="", close_timeout_s=30, **settings):
         self.clock = FakeClock()
         self.reporter = NullReporter()
         self.adapter = FakeAdapter()
@@ -28,6 +28,7 @@ class CacheRig:
             metrics=self.metrics,
             reporter=self.reporter,
             registry=Registry(extra={"fake": lambda: self.adapter}),
+            close_timeout_s=close_timeout_s,
         )
 
     async def use(self, key):

@@ -97,6 +97,18 @@ async def test_a_failure_is_remembered_for_a_while_and_then_the_load_is_tried_ag
         assert (await rig.use("a")).info.name == "a"
 
 
+async def test_a_failure_of_the_configuration_is_remembered_for_good(cache_rig):
+    rig = cache_rig("a", model_failure_s=30)
+    rig.adapter.fail = lambda _: ConfigurationError("models.a.name is missing")
+    async with rig.cache:
+        for _ in range(3):
+            with pytest.raises(ModelUnavailableError, match="name is missing") as raised:
+                await rig.use("a")
+            assert raised.value.permanent
+            await rig.clock.advance(31)
+    assert rig.adapter.loads == ["a"]
+
+
 async def test_with_nothing_remembered_a_failure_still_ends_the_wait(cache_rig):
     rig = cache_rig(model_failure_s=0)
     rig.adapter.fail = lambda _: OSError("no such host")
@@ -192,6 +204,32 @@ async def test_a_leased_model_is_not_unloaded(cache_rig):
         await rig.cache.unload("a")
         assert rig.loaded == []
     assert rig.adapter.models[0].closes == 1
+
+
+async def test_a_model_that_computes_a_batch_outlives_its_lease(cache_rig):
+    """A task that is cancelled ends its lease at once; the batch on the device does not end with it."""
+    rig = cache_rig("a", model_idle_s=60)
+    async with rig.cache:
+        async with rig.cache.lease("a", "text") as model:
+            hold = rig.cache.hold(model)
+            hold.__enter__()
+        with pytest.raises(ModelUnavailableError, match="by 0 tasks and 1 batches"):
+            await rig.cache.unload("a")
+        await rig.clock.advance(600)
+        assert rig.loaded == ["a"]
+        hold.__exit__(None, None, None)
+        await rig.clock.advance(40)
+        assert rig.loaded == ["a"]  # its idle time begins with the batch's end
+        await rig.clock.advance(40)
+        await closed(model)
+        assert rig.loaded == []
+
+
+async def test_a_model_that_is_not_loaded_can_be_held_in_vain(cache_rig):
+    rig = cache_rig("a")
+    async with rig.cache:
+        with rig.cache.hold(FakeModel(name="a")):
+            assert rig.state("a").state == "unloaded"
 
 
 async def test_unloading_what_is_not_loaded_does_nothing(cache_rig):
@@ -421,8 +459,24 @@ async def test_after_leaving_there_are_no_models(cache_rig):
         await rig.use("a")
 
 
-async def test_leaving_during_a_load_sends_its_waiters_away_and_closes_what_comes_of_it(cache_rig):
+async def test_leaving_waits_for_a_load_and_closes_what_comes_of_it(cache_rig):
+    """Native code under which the interpreter ends may crash the process."""
     rig = cache_rig()
+    rig.adapter.gate.hold()
+    async with rig.cache:
+        waiter = asyncio.create_task(rig.use("a"))
+        await rig.adapter.gate.wait_for_arrivals(1)
+        leaving = asyncio.create_task(rig.cache.__aexit__(None, None, None))
+        with pytest.raises(ShuttingDownError):
+            await waiter
+        assert not leaving.done()
+        rig.adapter.gate.release()
+        await leaving
+        assert ([model.closes for model in rig.adapter.models], rig.loaded) == ([1], [])
+
+
+async def test_leaving_does_not_wait_for_a_stuck_load_for_ever_and_closes_what_comes_of_it(cache_rig):
+    rig = cache_rig(close_timeout_s=0)
     rig.adapter.gate.hold()
     async with rig.cache:
         waiter = asyncio.create_task(rig.use("a"))

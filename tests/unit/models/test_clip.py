@@ -400,6 +400,13 @@ def test_a_tag_brings_its_own_preprocessing_and_the_entry_overrules_it(tagged):
     assert (changed.preprocess["mean"], changed.preprocess["resize_mode"]) == ((0.5, 0.5, 0.5), "longest")
 
 
+def test_a_tag_that_is_not_on_the_hub_is_refused_with_the_url_to_download(tagged, monkeypatch):
+    monkeypatch.setattr("open_clip.get_pretrained_cfg", lambda *_: {"url": "https://example.org/b32.pt"})
+    with pytest.raises(ConfigurationError, match=r"download https://example\.org/b32\.pt yourself"):
+        resolve(ModelSpec(key="clip", adapter="open_clip", name="ViT-B-32", weights="openai"))
+    assert tagged == []
+
+
 def test_a_tag_of_the_hub_may_be_pinned(tagged):
     resolve(ModelSpec(key="c", adapter="open_clip", name="EVA02-B-16", weights="merged2b_s8b_b131k", revision="abc"))
     assert tagged[0][0] == "hf-hub:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k@abc"

@@ -76,7 +76,7 @@ def test_an_adapter_that_cannot_be_imported_says_which_and_why(install, monkeypa
 
 
 def test_a_failed_import_is_tried_again(install):
-    """The package may have been installed meanwhile: the cache asks again after `LEGIT_MODEL_FAILURE_S`."""
+    """The package may have been installed meanwhile."""
     install(("plugin", "no_such_package:Adapter"))
     registry = Registry()
     with pytest.raises(ConfigurationError):

@@ -154,7 +154,7 @@ async def test_a_url_is_fetched(make, script):
 async def test_nothing_is_open_by_default(make, source, setting):
     """And what is refused reserves nothing and is not tried again."""
     sources = await make()
-    assert sources.reserve_bytes(source) == 0
+    assert await sources.reserve_bytes([source]) == 0
     with pytest.raises(SourceNotAllowedError, match=setting):
         await sources.read(source)
     assert retries(sources) == 0
@@ -279,17 +279,17 @@ async def test_a_cancelled_read_gives_its_place_back(make, script):
 async def test_what_is_reserved_covers_what_is_read(make, tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 500)
     sources = await make(allowed_roots=str(tmp_path), allowed_hosts="a.example", shm_root=tmp_path)
-    assert sources.reserve_bytes(TextSource("🌫" * 10)) >= len(("🌫" * 10).encode())
-    assert 750 <= sources.reserve_bytes(InlineSource("A" * 1000)) < 800
-    assert sources.reserve_bytes(FileSource(str(tmp_path / "a"))) == 500
-    assert sources.reserve_bytes(ShmSource(str(tmp_path / "a"), "float32", (3, 4, 5))) == 240
-    assert sources.reserve_bytes(URL) == LIMIT
+    assert await sources.reserve_bytes([TextSource("🌫" * 10)]) >= len(("🌫" * 10).encode())
+    assert 750 <= await sources.reserve_bytes([InlineSource("A" * 1000)]) < 800
+    assert await sources.reserve_bytes([FileSource(str(tmp_path / "a"))]) == 500
+    assert await sources.reserve_bytes([ShmSource(str(tmp_path / "a"), "float32", (3, 4, 5))]) == 240
+    assert await sources.reserve_bytes([URL]) == LIMIT
 
 
 async def test_a_file_that_cannot_be_looked_at_counts_as_the_most_it_may_be(make, tmp_path):
     sources = await make(allowed_roots=str(tmp_path))
     for path in (tmp_path / "none", tmp_path.parent / "elsewhere", "/etc/passwd"):
-        assert sources.reserve_bytes(FileSource(str(path))) == LIMIT
+        assert await sources.reserve_bytes([FileSource(str(path))]) == LIMIT
 
 
 async def test_nothing_is_reserved_beyond_the_limit_that_a_source_may_have(make, tmp_path):
@@ -301,7 +301,7 @@ async def test_nothing_is_reserved_beyond_the_limit_that_a_source_may_have(make,
         InlineSource("A" * 100_000),
         ShmSource(str(tmp_path / "huge"), "float32", (10**4000, 10**4000, 3)),
     ):
-        assert sources.reserve_bytes(source) == 1000
+        assert await sources.reserve_bytes([source]) == 1000
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------
