@@ -9,6 +9,8 @@ from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
 from tests.acceptance.site import TEXTS, Site
 
+pytestmark = pytest.mark.slow  # it waits for the bounds to pass
+
 ARGS = ("-P", "legit_async", "-l", "INFO", "--", "worker.soft_shutdown_timeout=0.1")
 STOP_TIMEOUT_S = 90
 """Far more than all time limits on the way out together, and far less than the plugin hangs."""

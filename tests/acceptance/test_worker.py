@@ -241,7 +241,7 @@ def test_the_metrics_tell_items_batches_stages_and_backlog(site, worker):
     text = metrics(worker)
     for wanted in (
         'legit_items_total{model="minilm",outcome="ok"}',
-        'legit_items_total{model="none",outcome="invalid_item"}',
+        'legit_items_total{model="minilm",outcome="invalid_item"}',
         'legit_batch_size_count{model="clip"}',
         'legit_batch_fill_bucket{le="1.0",model="minilm"}',
         'legit_device_busy_seconds_total{device="cpu"}',
