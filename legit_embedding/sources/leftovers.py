@@ -7,7 +7,7 @@ from typing import Any
 from legit_embedding.config import Settings
 from legit_embedding.contract import Names, parse_envelope
 from legit_embedding.contract.items import SOURCES_OF
-from legit_embedding.errors import EmbeddingError, InvalidEnvelopeError
+from legit_embedding.errors import InvalidEnvelopeError
 from legit_embedding.sources.reader import Sources
 from legit_embedding.telemetry.reports import Reporter
 from legit_embedding.values import Item, ShmSource, TaskKind
@@ -51,8 +51,6 @@ class Leftovers:
     async def _discard_one(self, file: ShmSource) -> None:
         try:
             await self._sources.discard(file)
-        except EmbeddingError:
-            pass  # refused when it was read, too: it is not ours to remove
         except Exception as error:  # noqa: BLE001  told, because shared memory that nobody frees is lost to everybody
             self._report(error)
 
