@@ -90,6 +90,9 @@ broker_transport_options = {
 
 # -- stopping ----------------------------------------------------------------------------------------------------------
 
+# A warm shutdown (TERM) lets running tasks finish for so long, returns the rest, and exits with 0.
+legit_async_drain_timeout_s = _settings.drain_timeout_s
+
 # A cold shutdown (QUIT) first gives running tasks this many seconds.
 worker_soft_shutdown_timeout = 20.0
 worker_enable_soft_shutdown_on_idle = False  # with nothing running there is nothing to wait for

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
         None, "threads that decode and tokenise; unset: the CPU count", unit="threads", gt=0
     )
     sync_threads: int = _setting(16, "threads for plain `def` tasks", unit="threads", gt=0)
+    drain_timeout_s: float | None = _setting(
+        None, "how long TERM lets running tasks finish before their messages go back; unset: without end. Set it some "
+        "10 s below the time after which a supervisor kills", unit="s", ge=0,
+    )  # fmt: skip
 
     # memory
     budget_bytes: ByteSize = _setting(

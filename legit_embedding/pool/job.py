@@ -32,7 +32,8 @@ class Job:
     task: "asyncio.Task[None] | None" = None
     future: "Future[None] | None" = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    reported: bool = False
+    over: bool = False
+    """Reported, or dropped; nothing is reported of it any more."""
 
     @property
     def limited(self) -> bool:

@@ -7,7 +7,6 @@ A signal may interrupt the consumer's thread between any two lines, and Celery s
 thread takes no lock here, and what waits in a shutdown waits for nothing that the interrupted line had still to do.
 """
 
-import asyncio
 import itertools
 import logging
 import threading
@@ -17,15 +16,17 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency.base import BasePool
-from celery.exceptions import Terminated, WorkerLostError
-from celery.platforms import EX_FAILURE
+from celery.exceptions import ImproperlyConfigured, WorkerLostError
+from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
-from legit_embedding.pool.bridge import Drive
-from legit_embedding.pool.job import ABANDONED, HARD, SOFT, Job
+from legit_embedding.pool.controller import cancel_requests
+from legit_embedding.pool.execution import GRACE_S, Execution
+from legit_embedding.pool.job import ABANDONED, Job
 from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of
+from legit_embedding.pool.retirement import Retirement
 from legit_embedding.pool.slots import Slots
 from legit_embedding.pool.waker import Waker
 from legit_embedding.threads import DaemonThreads
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_THREADS = 16
 DEFAULT_EXIT_TIMEOUT_S = 30.0
-GRACE_S = 5.0
-"""How long an interrupted body may clean up before its outcome is reported without it."""
-
 COLD_TIMEOUT_S = GRACE_S + 1.0
 """How long a cold shutdown waits for interrupted bodies, should a body block the loop, which counts the grace."""
 
@@ -67,12 +65,15 @@ class TaskPool(BasePool):
         self._waker = Waker()
         self._hub: Any = None
         self._slots = Slots(self.options.get("semaphore"))
-        self._tasks: Any = None
         self._loop: LoopThread | None = None
+        self._execution: Execution | None = None
         self._threads: DaemonThreads | None = None
         self._calls: DaemonThreads | None = None
         self._closing = False
         self._served = 0
+        self._retirement = Retirement(
+            max_tasks=self.options.get("maxtasksperchild"), max_memory_kib=self.options.get("max_memory_per_child")
+        )
 
     # -- life cycle, on the consumer's thread --------------------------------------------------------------------------
 
@@ -81,6 +82,7 @@ class TaskPool(BasePool):
 
         Raises:
             Exception: what entering the lifespan raised.
+            ImproperlyConfigured: the process takes more memory already than `worker_max_memory_per_child` gives it.
             WorkerShutdown, WorkerTerminate: a signal came first.
         """
         conf = self.app.conf
@@ -89,10 +91,21 @@ class TaskPool(BasePool):
         size = conf.get("legit_async_threads") or DEFAULT_THREADS
         self._threads = DaemonThreads(size, "legit-task", self.app.set_current)
         self._calls = DaemonThreads(size, "legit-io", self.app.set_current)
-        self._tasks = self.app.tasks  # a cached property whose every look-up is slow
         self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
+        self._execution = Execution(
+            tasks=self.app.tasks,  # a cached property whose every look-up is slow
+            threads=self._threads,
+            call=self._loop.call,
+            report=self._report,
+            tell=self._tell,
+        )
         self._loop.start()
         identity.install(self.app)  # now, when the lifespan may have brought tasks of its own
+        try:
+            self._retirement.require_room()
+        except ValueError as error:
+            self._close()
+            raise ImproperlyConfigured(str(error)) from error
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Completions wake this hub from now on; called again after each lost connection."""
@@ -104,19 +117,35 @@ class TaskPool(BasePool):
         self._slots.recount()
 
     def on_stop(self) -> None:
-        """Warm: returns when every job is done and reported. Cold, in the signal's handler: when it is, or soon."""
+        """Warm: returns when every job is done and reported, or the time for it is up; cold: at the latest soon.
+
+        What is left of a warm stop is cancelled, and its messages go back to their queues.
+        """
         cold = worker_state.should_terminate not in (None, False)
         self._closing = True
-        self._await_jobs(timeout_s=COLD_TIMEOUT_S if cold else None)
+        timeout_s = COLD_TIMEOUT_S if cold else self.app.conf.get("legit_async_drain_timeout_s")
+        self._await_jobs(timeout_s)
+        if self._jobs and not cold and self._loop is not None:
+            logger.warning("%d tasks still run after %g s: their messages go back", len(self._jobs), timeout_s)
+            cancel_requests(self.app)
+            self._give_back()
         self._close()
 
     def on_terminate(self) -> None:
         """Cold: interrupts every job, leaves its message unacknowledged, and does not wait for long."""
         self._closing = True
+        self._give_back()
+        self._close()
+
+    def wait_until_idle(self, timeout_s: float) -> None:
+        """Returns when no job runs any more, or after that many seconds; a cold shutdown has to follow."""
+        self._closing = True
+        self._await_jobs(timeout_s)
+
+    def _give_back(self) -> None:
         for job in list(self._jobs.values()):
             self._interrupt(job, ABANDONED, None)
-        self._await_jobs(timeout_s=COLD_TIMEOUT_S)
-        self._close()
+        self._await_jobs(COLD_TIMEOUT_S)
 
     def _await_jobs(self, timeout_s: float | None) -> None:
         """Reports what gets done. The hub no longer runs, so its ready queue must not be relied on."""
@@ -125,6 +154,7 @@ class TaskPool(BasePool):
         # its message, unacknowledged, goes back to its queue.
         for job in list(self._jobs.values()):
             if not job.handed_over:
+                job.over = True
                 self._jobs.pop(job.id, None)
         loop = self._loop
         while self._jobs and loop is not None and loop.alive:
@@ -176,7 +206,7 @@ class TaskPool(BasePool):
         info.update(
             {
                 "processes": [self.limit],
-                "max-tasks-per-child": "N/A",
+                "max-tasks-per-child": self.options.get("maxtasksperchild") or "N/A",
                 "put-guarded-by-semaphore": True,
                 "timeouts": [self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0],
                 "in-flight": len(self._jobs),
@@ -242,104 +272,30 @@ class TaskPool(BasePool):
             job.terminate(signal)
 
     def restart(self) -> None:
-        """Nothing to restart: the loop goes on."""
+        """Celery has reloaded task modules for `pool_restart`. There are no children: loop and lifespan go on."""
+        identity.install(self.app)
+
+    def _interrupt(self, job: Job, reason: str, signal: int | None) -> None:
+        loop, execution = self._loop, self._execution
+        if loop is not None and execution is not None:
+            loop.call(execution.interrupt, job, reason, signal)
 
     # -- on the loop's thread ------------------------------------------------------------------------------------------
 
     def _start_new(self) -> None:
         self._loop_woken = False  # before the deque is emptied, so that what comes from now on wakes again
-        while self._new:
-            job = self._new.popleft()
-            try:
-                self._start(job)
-            except Exception as error:
-                logger.exception("a task could not be started")
-                self._report(job, ok=False, result=WorkerLostError(f"the task could not be started: {error!r}"))
-
-    def _start(self, job: Job) -> None:
-        if job.id not in self._jobs:
-            return
-        if job.doomed:
-            self._give_up(job)
-            return
-        task = self._tasks.get(job.args[0]) if job.args else None
-        if getattr(task, "is_async", False):
-            job.task = asyncio.get_running_loop().create_task(self._run(job), name=f"legit-job-{job.id}")
-            # A task that is cancelled before its first step never reports by itself.
-            job.task.add_done_callback(lambda _: self._report(job, ok=False, result=asyncio.CancelledError()))
-        elif self._threads is not None:
-            job.future = self._threads.submit(self._run_in_thread, job)
-
-    async def _run(self, job: Job) -> None:
-        identity.enter_scope(job)
-        self._arm(job)
-        try:
-            ok, result = await Drive(job.run, translate=job.translate)
-        except BaseException as error:  # noqa: BLE001  a cancellation that no body was there to see
-            ok, result = False, error
-        job.cancel_timers()
-        self._report(job, ok=ok, result=result)
-
-    def _run_in_thread(self, job: Job) -> None:
-        loop = self._loop
-        if job.reported or loop is None:  # given up in the moment in which this thread took it
-            return
-        if job.limited:
-            loop.call(self._arm, job)
-        ok, result = job.run()
-        if job.limited:
-            loop.call(job.cancel_timers)
-        self._report(job, ok=ok, result=result)
-
-    def _arm(self, job: Job) -> None:
-        """The limits count from the start of the body, not from when it began to wait for a thread."""
-        loop = asyncio.get_running_loop()
-        for limit_s, reason in ((job.soft_limit_s, SOFT), (job.hard_limit_s, HARD)):
-            if limit_s and not job.doomed:
-                job.timers.append(loop.call_later(limit_s, self._exceed, job, reason, limit_s))
-
-    def _exceed(self, job: Job, reason: str, limit_s: float) -> None:
-        """A time limit has passed. A plain task in a thread cannot be stopped: the hard limit leaves it behind."""
-        if reason == HARD:
-            self._cancel(job, HARD, None)
-        elif job.id in self._jobs:
-            self._tell(job.timeout_callback, (True, limit_s))
-            if job.task is not None and not job.task.done():
-                job.reason = SOFT
-                job.task.cancel()
-
-    def _interrupt(self, job: Job, reason: str, signal: int | None) -> None:
-        """From the consumer's thread."""
-        loop = self._loop
-        if loop is not None:
-            loop.call(self._cancel, job, reason, signal)
-
-    def _cancel(self, job: Job, reason: str, signal: int | None) -> None:
-        # Once: a second cancellation would hit the body in its cleaning up.
-        if job.id not in self._jobs or job.doomed:
-            return
-        job.reason, job.signal = reason, signal
-        job.cancel_timers()
-        if job.task is not None:
-            job.task.cancel()
-            # A body that will not end has its outcome reported without it, so that its slot is free.
-            job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job))
-        elif job.future is not None:
-            if not job.future.cancel() and self._threads is not None:
-                self._threads.leave_behind(job.future)
-            self._give_up(job)
-
-    def _give_up(self, job: Job) -> None:
-        self._report(job, ok=False, result=Terminated(job.signal))
+        execution = self._execution
+        while self._new and execution is not None:
+            execution.start(self._new.popleft())
 
     # -- jobs out ------------------------------------------------------------------------------------------------------
 
     def _report(self, job: Job, *, ok: bool, result: Any) -> None:
         """Any thread but the consumer's. The first report of a job counts: one outcome on every path."""
         with self._claim:
-            if job.reported:
+            if job.over:
                 return
-            job.reported = True
+            job.over = True
         self._done.append((*callback_of(job, ok=ok, result=result), job))
         self._jobs.pop(job.id, None)  # after the line above: whoever waits for the jobs drains once more after them
         self._wake_consumer()
@@ -383,3 +339,11 @@ class TaskPool(BasePool):
                 if job is not None:
                     self._served += 1
                     self._freed.append(job.id)
+        if self._retirement.limited:
+            self._retire_if_due()
+
+    def _retire_if_due(self) -> None:
+        reason = self._retirement.reason(self._served)
+        if reason is not None and worker_state.should_stop is None:
+            logger.warning("the worker finishes what runs, and ends: %s", reason)
+            worker_state.should_stop = EX_OK

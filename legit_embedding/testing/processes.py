@@ -1,17 +1,21 @@
 """Child processes that never outlive this one."""
 
 import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Ends the child when this process is gone, however it went: its end of the pipe closes with it. PR_SET_PDEATHSIG would
 # fire already when the thread that started the child ends.
-GUARD = 'cat >/dev/null; kill -KILL "$1" 2>/dev/null; rm -rf "$2"'
+GUARD = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null; rm -rf "$2"'
 
 
 class GuardedProcess:
     """A child with its output in `folder`/`log_name`; a guard kills it, and removes `folder`, should this process die.
+
+    What the child starts itself, and leaves in its process group, is killed with it.
 
     The child has a session of its own: Ctrl-C in a terminal goes to the whole group, and whoever started the child
     decides in which order things end.
@@ -27,6 +31,7 @@ class GuardedProcess:
         cwd: Path | None = None,
     ) -> None:
         self.log_path = folder / log_name
+        self._killed = False
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -74,8 +79,11 @@ class GuardedProcess:
         return None
 
     def kill(self) -> None:
-        """SIGKILL, and the guard goes too; a second call does nothing."""
-        self._process.kill()
+        """SIGKILL, to its children too, and the guard goes; a second call does nothing."""
+        if not self._killed:
+            self._killed = True  # the number of a group that has ended may be given to another one
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._guard.kill()
         self._guard.communicate()

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 from celery import Celery, _state
-from celery.exceptions import SoftTimeLimitExceeded, TaskError, Terminated, WorkerLostError
+from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, TaskError, Terminated, WorkerLostError
 from celery.worker import state
 from kombu.asynchronous import Hub
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
+from legit_embedding.pool import execution as execution_module
 from legit_embedding.pool import legit_async as pool_module
 from legit_embedding.pool.bridge import await_
 from legit_embedding.pool.legit_async import TaskPool
@@ -334,7 +335,7 @@ def test_a_body_that_swallows_its_cancellation_and_returns_has_succeeded(start):
 
 def test_a_body_that_swallows_its_cancellation_and_stays_is_reported_without_it(start, monkeypatch):
     """Its slot is free; what it returns at last is told to nobody."""
-    monkeypatch.setattr(pool_module, "GRACE_S", 0.01)
+    monkeypatch.setattr(execution_module, "GRACE_S", 0.01)
     worker, body = start(1), Body(stubborn=True)
     report = worker.apply(body)
     body.await_start()
@@ -652,7 +653,7 @@ def interrupted_at_every_line(start, functions, scenario):
 def no_way_out(monkeypatch):
     """The bounds that would end a wait for something that cannot come are out of reach: it must not need them."""
     monkeypatch.setattr(pool_module, "COLD_TIMEOUT_S", 1000.0)
-    monkeypatch.setattr(pool_module, "GRACE_S", 1000.0)
+    monkeypatch.setattr(execution_module, "GRACE_S", 1000.0)
 
 
 @pytest.mark.usefixtures("no_way_out")
@@ -710,3 +711,69 @@ def test_a_signal_at_any_line_of_a_warm_stop_neither_hangs_nor_reports_twice(sta
         assert len(reports[0].told) == 1
 
     assert interrupted_at_every_line(start, {"on_stop", "_await_jobs", "_close"}, scenario) > 15
+
+
+# -- a bounded warm stop, a soft one, and a worker that has done enough ------------------------------------------------
+
+
+def test_a_warm_stop_beyond_its_time_gives_back_what_runs(app, start, gate, caplog):
+    """Nothing is reported, so that the messages go back; what was done in time is."""
+    app.conf.legit_async_drain_timeout_s = 0.01
+    worker, body = start(), Body()
+    gate.hold()
+    done = worker.apply(at_once)
+    reports = [worker.apply(body), worker.apply(lambda _name: gate.enter(), "plain")]
+    body.await_start()
+    worker.pool.stop()
+    assert done.told == [("done", "value")]
+    assert [report.told for report in reports] == [[], []]
+    assert body.seen == [asyncio.CancelledError]
+    assert "2 tasks still run after 0.01 s" in caplog.text
+
+
+def test_a_warm_stop_within_its_time_takes_no_longer_than_the_work(app, start):
+    app.conf.legit_async_drain_timeout_s = 1000.0
+    worker, body = start(), Body()
+    report = worker.apply(body)
+    body.await_start()
+    body.end()
+    worker.pool.stop()
+    assert report.told == [("done", "value")]
+
+
+def test_waiting_until_idle_ends_with_the_work_and_reports_it(start):
+    worker, body = start(), Body()
+    report = worker.apply(body)
+    body.await_start()
+    threading.Timer(0.01, body.end).start()
+    worker.pool.wait_until_idle(1000.0)
+    assert report.told == [("done", "value")]
+
+
+def test_waiting_until_idle_ends_with_its_time_and_starts_nothing_that_waits(start):
+    worker, body = start(2), Body()
+    running, done = worker.apply(body), worker.apply(at_once)
+    waiting = worker.apply(at_once)
+    body.await_start()
+    worker.pool.wait_until_idle(0.05)
+    assert (running.told, done.told) == ([], [("done", "value")])
+    assert (waiting.pid, waiting.told) == (None, [])
+
+
+def test_after_as_many_tasks_as_a_child_may_do_the_worker_is_asked_to_stop(start, caplog):
+    worker = start(maxtasksperchild=2)
+    worker.until_told(worker.apply(at_once))
+    assert state.should_stop is None
+    worker.until_told(worker.apply(at_once))
+    worker.until(lambda: state.should_stop is not None)
+    assert state.should_stop == 0
+    assert "worker_max_tasks_per_child is 2" in caplog.text
+    assert worker.pool.info["max-tasks-per-child"] == 2
+
+
+def test_a_memory_limit_below_what_the_worker_takes_stops_the_start(app):
+    before = threading.active_count()
+    pool = TaskPool(1, app=app, max_memory_per_child=1000)
+    with pytest.raises(ImproperlyConfigured, match="worker_max_memory_per_child is 1000 KiB"):
+        pool.start()
+    assert threading.active_count() == before

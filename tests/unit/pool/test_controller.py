@@ -1,0 +1,99 @@
+"""How a worker's shutdown waits for this pool."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from celery.worker import state
+
+from legit_embedding.pool.controller import adopt, cancel_requests
+from legit_embedding.pool.legit_async import TaskPool
+
+
+class Pool:
+    def __init__(self):
+        self.waits = []
+
+    def wait_until_idle(self, timeout_s):
+        self.waits.append(timeout_s)
+
+
+class Consumer:
+    def __init__(self):
+        self.cancelled = 0
+
+    def cancel_active_requests(self):
+        self.cancelled += 1
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """A worker as Celery has it when `worker_init` is sent, with its pool and consumer added later."""
+    monkeypatch.setattr(state, "active_requests", set())
+    monkeypatch.setattr(state, "should_terminate", None)
+    app = Celery("controller", broker="memory://", set_as_current=False)
+    app.conf.worker_soft_shutdown_timeout = 7.0
+    found = Worker(app)
+    adopt(found)
+    found.pool, found.consumer = Pool(), Consumer()
+    yield found
+    app.close()
+
+
+class Worker(SimpleNamespace):
+    """Celery's `WorkController`, as far as the pool knows it."""
+
+    def __init__(self, app, pool_cls=TaskPool):
+        super().__init__(app=app, pool_cls=pool_cls, pool=None, consumer=None)
+
+    def wait_for_soft_shutdown(self):
+        raise AssertionError("Celery's own sleeps")
+
+
+def test_a_soft_shutdown_waits_for_the_pool_with_the_timeout_as_its_bound(worker, caplog):
+    state.active_requests.add("request")
+    worker.wait_for_soft_shutdown()
+    assert worker.pool.waits == [7.0]
+    assert "Initiating Soft Shutdown, terminating in 7.0 seconds" in caplog.text
+
+
+def test_an_idle_worker_does_not_wait(worker, caplog):
+    caplog.set_level(logging.INFO)
+    worker.wait_for_soft_shutdown()
+    assert (worker.pool.waits, caplog.text) == ([], "")
+
+
+def test_an_idle_worker_that_is_told_to_wait_asks_the_pool_which_knows_that_nothing_runs(worker):
+    worker.app.conf.worker_enable_soft_shutdown_on_idle = True
+    worker.wait_for_soft_shutdown()
+    assert worker.pool.waits == [7.0]
+
+
+def test_without_a_timeout_there_is_no_soft_shutdown(worker):
+    worker.app.conf.worker_soft_shutdown_timeout = 0.0
+    state.active_requests.add("request")
+    worker.wait_for_soft_shutdown()
+    assert worker.pool.waits == []
+
+
+def test_a_signal_before_there_is_a_pool_waits_for_nothing(worker):
+    worker.pool = None
+    worker.app.conf.worker_enable_soft_shutdown_on_idle = True
+    worker.wait_for_soft_shutdown()
+
+
+def test_a_worker_with_another_pool_is_left_alone():
+    worker = Worker(Celery(set_as_current=False), pool_cls="solo")
+    adopt(worker)
+    with pytest.raises(AssertionError, match="sleeps"):
+        worker.wait_for_soft_shutdown()
+
+
+def test_requests_are_cancelled_by_the_consumer_of_the_apps_worker(worker):
+    cancel_requests(worker.app)
+    assert worker.consumer.cancelled == 1
+
+
+def test_without_a_worker_there_is_nothing_to_cancel():
+    cancel_requests(Celery(set_as_current=False))
