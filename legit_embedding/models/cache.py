@@ -121,18 +121,52 @@ class ModelCache:
         """Returns when the model is loaded; see `lease` for what it raises."""
         await self._ready(self._slots[self._catalog.spec(key).key])
 
-    async def unload(self, key: str) -> None:
-        """Unloads the model; does nothing where it is not loaded.
+    def start_load(self, key: str) -> ModelState:
+        """Begins to load the model, unless it is loaded or being loaded; what it was before. Never waits.
+
+        A failure that is remembered does not count: an operator who asks has mended its cause. How the load ends,
+        `statistics` tells; the model is kept no longer than one that a task has asked for.
 
         Raises:
-            ModelUnavailableError: it is in use.
+            UnknownModelError: it is not declared.
+            ShuttingDownError: the cache is closed.
         """
-        slot = self._slots[self._catalog.spec(key).key]
-        if slot.model is not None and not slot.idle:
+        slot = self._open_slot(key)
+        before = slot.describe(self._clock.monotonic())
+        if slot.model is None and slot.loading is None:
+            self._begin_load(slot)
+        return before
+
+    def start_unload(self, key: str) -> ModelState:
+        """Takes the model out of use, unless it is not loaded; what it was before. Never waits.
+
+        Its weights are freed on the loader's thread, after the load that runs there. A model in use is refused, not
+        marked for later: under steady traffic it may never fall idle, and for that there is `idle_unload_s`.
+
+        Raises:
+            UnknownModelError: it is not declared.
+            ModelUnavailableError: it is in use, or being loaded; the message says when to try again.
+            ShuttingDownError: the cache is closed.
+        """
+        slot = self._open_slot(key)
+        before = slot.describe(self._clock.monotonic())
+        if slot.loading is not None:
+            raise ModelUnavailableError(f"the model {key!r} is being loaded: unload it when it is ready")
+        if slot.idle:
+            self._let_go(slot)
+        elif slot.model is not None:
             raise ModelUnavailableError(
-                f"the model {key!r} is in use by {slot.in_use} tasks and {slot.held} batches, and stays loaded"
+                f"the model {key!r} is in use by {before.in_use} tasks and {before.batches} batches, and stays loaded: "
+                "unload it when they are done"
             )
-        await self._unload(slot)
+        return before
+
+    async def unload(self, key: str) -> None:
+        """As `start_unload`, and returns when the weights are freed."""
+        self.start_unload(key)
+        closing = self._slots[key].unloading
+        if closing is not None:
+            await asyncio.wait([closing])
 
     def statistics(self) -> tuple[ModelState, ...]:
         """Every declared model and its state."""
@@ -150,38 +184,45 @@ class ModelCache:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed = True
-        loads = [slot.loading for slot in self._slots.values() if slot.loading is not None]
-        tasks = [*loads, self._sweeper] if self._sweeper is not None else loads
+        own = [self._sweeper, *(task for slot in self._slots.values() for task in (slot.loading, slot.unloading))]
+        tasks = [task for task in own if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not await self._loader.close(self._close_timeout_s):
             logger.warning("a model is still being loaded or closed after %g s, and left behind", self._close_timeout_s)
         for slot in self._slots.values():
-            model, slot.model = slot.model, None
-            if model is not None:
-                try:
-                    model.close()  # here: the loader may be stuck in a load
-                except Exception as failure:  # noqa: BLE001  the others must be closed too
-                    self._reporter.report(failure, cause=f"model-close:{slot.spec.key}", model=slot.spec.key)
+            if slot.model is not None:
+                slot.model, slot.leaving = None, slot.model
+            try:
+                slot.close_leaving()  # here: the loader may be stuck in a load
+            except Exception as failure:  # noqa: BLE001  the others must be closed too
+                self._reporter.report(failure, cause=f"model-close:{slot.spec.key}", model=slot.spec.key)
         self._count_loaded()
 
     def __repr__(self) -> str:
         loaded = [slot.spec.key for slot in self._slots.values() if slot.model is not None]
         return f"<ModelCache {len(self._slots)} declared, loaded: {', '.join(loaded) or 'none'}>"
 
+    def _open_slot(self, key: str) -> Slot:
+        slot = self._slots[self._catalog.spec(key).key]
+        self._require_open()
+        return slot
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ShuttingDownError("no model is loaded any more: the worker is stopping")
+
     async def _ready(self, slot: Slot) -> EmbeddingModel:
         """The loaded model; whoever comes first starts the load, and who is cancelled does not stop it for others."""
         slot.wanted += 1
         try:
             while slot.model is None:
-                if self._closed:
-                    raise ShuttingDownError("no model is loaded any more: the worker is stopping")
+                self._require_open()
                 permanent = slot.error is not None and slot.error.permanent
                 if not permanent and self._retry_after_s(slot) <= 0:
-                    if slot.loading is None:
-                        slot.loading = asyncio.create_task(self._load(slot), name=f"legit-model-load-{slot.spec.key}")
-                    await asyncio.wait([slot.loading])  # unlike awaiting it, this cancels no load with its waiter
+                    loading = slot.loading or self._begin_load(slot)
+                    await asyncio.wait([loading])  # unlike awaiting it, this cancels no load with its waiter
                 if slot.error is not None:
                     raise ModelUnavailableError(
                         str(slot.error), retry_after_s=self._retry_after_s(slot), permanent=slot.error.permanent
@@ -197,10 +238,14 @@ class ModelCache:
             return 0.0
         return max(0.0, slot.failed_s + self._settings.model_failure_s - self._clock.monotonic())
 
+    def _begin_load(self, slot: Slot) -> "asyncio.Task[None]":
+        slot.error = slot.failed_s = None  # now: who asks from here on waits for this load
+        slot.loading = asyncio.create_task(self._load(slot), name=f"legit-model-load-{slot.spec.key}")
+        return slot.loading
+
     async def _load(self, slot: Slot) -> None:
         """Ends with the model in its slot, or with the error that everybody who waits gets; never raises."""
         key, started_s = slot.spec.key, self._clock.monotonic()
-        slot.error = slot.failed_s = None
         try:
             async with self._turn:
                 model = await self._load_with_room(slot)
@@ -226,13 +271,17 @@ class ModelCache:
             slot.loading = None
 
     async def _load_with_room(self, slot: Slot) -> EmbeddingModel:
+        going = [other.unloading for other in self._slots.values() if other.unloading is not None]
+        if going:
+            await asyncio.wait(going)  # their memory counts as free: it must be, before this load begins
         await self._make_room(slot, slot.device, slot.nbytes)  # as far as an earlier load told
         model = await self._run_loader(slot)
         slot.device, slot.nbytes = model.info.device, model.info.nbytes
         try:
             await self._make_room(slot, slot.device, slot.nbytes)
         except ModelUnavailableError:
-            await self._close(slot, model)
+            slot.leaving = model
+            await self._close(slot)
             raise
         return model
 
@@ -240,7 +289,7 @@ class ModelCache:
         try:
             return await run_on(self._loader, self._load_now, slot.spec)
         except DeviceOutOfMemoryError:
-            if not any(other.idle for other in self._slots.values()):
+            if not any(other.idle or other.unloading is not None for other in self._slots.values()):
                 raise
         # Not in the handler above: until that is left, its exception keeps alive what the first try had loaded.
         await self._evict_all_idle()
@@ -286,16 +335,26 @@ class ModelCache:
                 await self._unload(slot)
 
     async def _unload(self, slot: Slot) -> None:
-        model, slot.model = slot.model, None
-        if model is not None:
-            self._count_loaded()
-            await self._close(slot, model)
-            logger.info("model %s unloaded", slot.spec.key)
+        await asyncio.wait([self._let_go(slot)])
 
-    async def _close(self, slot: Slot, model: EmbeddingModel) -> None:
+    def _let_go(self, slot: Slot) -> "asyncio.Task[None]":
+        """From now on nobody gets the model any more; the task ends when it is closed."""
+        slot.model, slot.leaving = None, slot.model
+        self._count_loaded()
+        slot.unloading = asyncio.create_task(self._finish_unload(slot), name=f"legit-model-unload-{slot.spec.key}")
+        return slot.unloading
+
+    async def _finish_unload(self, slot: Slot) -> None:
+        try:
+            await self._close(slot)
+            logger.info("model %s unloaded", slot.spec.key)
+        finally:
+            slot.unloading = None
+
+    async def _close(self, slot: Slot) -> None:
         """Never raises: neither the sweep nor another model's load may end because this one does not go quietly."""
         try:
-            await run_on(self._loader, model.close)
+            await run_on(self._loader, slot.close_leaving)
         except Exception as error:  # noqa: BLE001  see above
             self._reporter.report(error, cause=f"model-close:{slot.spec.key}", model=slot.spec.key)
 

@@ -13,7 +13,8 @@ from legit_embedding.models.catalog import ModelSpec
 class ModelState:
     """One declared model as an operator sees it.
 
-    `state` is `unloaded`, `loading`, `ready` or `failed`; `last_used_s` counts seconds back from now.
+    `state` is `unloaded`, `loading`, `ready`, `unloading` or `failed`; `in_use` counts the tasks that use it or wait
+    for it, `batches` those that it computes now, and `last_used_s` the seconds back from now.
     """
 
     key: str
@@ -21,6 +22,7 @@ class ModelState:
     device: str | None
     nbytes: int
     in_use: int
+    batches: int
     loads: int
     last_used_s: float | None
     error: str | None
@@ -30,12 +32,15 @@ class ModelState:
 class Slot:
     """A declared model's place in the cache.
 
-    `wanted` counts those who wait for its load, `in_use` its leases, and `held` the batches that it computes.
+    `wanted` counts those who wait for its load, `in_use` its leases, and `held` the batches that it computes. A model
+    that goes is `leaving` until its close begins, and `unloading` is the task that waits for the close's end.
     """
 
     spec: ModelSpec
     model: EmbeddingModel | None = None
     loading: "asyncio.Task[None] | None" = field(default=None, repr=False)
+    leaving: EmbeddingModel | None = None
+    unloading: "asyncio.Task[None] | None" = field(default=None, repr=False)
     device: str | None = None
     nbytes: int = 0
     in_use: int = 0
@@ -52,18 +57,34 @@ class Slot:
         return self.model is not None and not (self.in_use or self.held or self.wanted)
 
     def describe(self, now_s: float) -> ModelState:
-        """See `ModelState`."""
-        state = "ready" if self.model else "loading" if self.loading else "failed" if self.error else "unloaded"
+        """See `ModelState`. Any thread."""
+        model, error, last_used_s = self.model, self.error, self.last_used_s  # read once: they change on the loop
         return ModelState(
             key=self.spec.key,
-            state=state,
+            state=self._state(model, error),
             device=self.device,
-            nbytes=self.nbytes if self.model else 0,
-            in_use=self.in_use,
+            nbytes=0 if model is None and self.unloading is None else self.nbytes,
+            in_use=self.in_use + self.wanted,
+            batches=self.held,
             loads=self.loads,
-            last_used_s=None if self.last_used_s is None else round(now_s - self.last_used_s, 1),
-            error=str(self.error) if self.error and not self.model else None,
+            last_used_s=None if last_used_s is None else round(now_s - last_used_s, 1),
+            error=str(error) if error is not None and model is None else None,
         )
+
+    def close_leaving(self) -> None:
+        """Closes the model that goes, if nobody has begun to. On the loader's thread, which may take seconds."""
+        model, self.leaving = self.leaving, None
+        if model is not None:
+            model.close()
+
+    def _state(self, model: EmbeddingModel | None, error: ModelUnavailableError | None) -> str:
+        if model is not None:
+            return "ready"
+        if self.loading is not None:
+            return "loading"
+        if self.unloading is not None:
+            return "unloading"
+        return "failed" if error is not None else "unloaded"
 
 
 def resident_nbytes(slots: Iterable[Slot], device: str | None) -> int:

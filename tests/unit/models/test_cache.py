@@ -13,7 +13,7 @@ from legit_embedding.errors import (
     ShuttingDownError,
     UnknownModelError,
 )
-from legit_embedding.testing.clock import settle
+from legit_embedding.testing.clock import settle, until
 from legit_embedding.testing.model import FakeModel
 
 
@@ -161,9 +161,8 @@ async def test_a_remembered_failure_does_not_keep_what_was_loaded_so_far(cache_r
         with pytest.raises(ModelUnavailableError):
             await rig.use("a")
         rig.reporter.errors.clear()
-        gc.collect()
         assert rig.state("a").error == "Weights do not fit"
-        assert references[0]() is None
+        await until(lambda: gc.collect() >= 0 and references[0]() is None)  # the loader's thread lets go a moment later
 
 
 # -- waiters and leases ------------------------------------------------------------------------------------------------
@@ -247,6 +246,160 @@ async def test_a_lease_ends_also_where_its_task_fails(cache_rig):
             async with rig.cache.lease("a", "text"):
                 raise ZeroDivisionError
         assert rig.state("a").in_use == 0
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_load_that_is_started_is_not_waited_for(cache_rig):
+    rig = cache_rig()
+    rig.adapter.gate.hold()
+    async with rig.cache:
+        assert rig.cache.start_load("a").state == "unloaded"
+        assert rig.cache.start_load("a").state == rig.state("a").state == "loading"
+        rig.adapter.gate.release()
+        await until(lambda: rig.loaded == ["a"])
+        assert rig.cache.start_load("a").state == "ready"
+        await rig.cache.load("b")  # a second load of the first would have had its turn before
+    assert rig.adapter.loads == ["a", "b"]
+
+
+async def test_a_started_load_that_fails_is_seen_in_the_figures_the_log_and_the_reports(cache_rig, caplog):
+    rig = cache_rig()
+    rig.adapter.fail = lambda _: ModelUnavailableError("no such weights")
+    async with rig.cache:
+        rig.cache.start_load("a")
+        await until(lambda: rig.state("a").state == "failed")
+        assert rig.state("a").error == "no such weights"
+    assert "model a: no such weights" in caplog.messages
+    assert rig.reporter.causes == ["model-load:a"]
+
+
+@pytest.mark.parametrize("error", [ModelUnavailableError("no such weights"), ConfigurationError("no such adapter")])
+async def test_a_started_load_does_not_wait_until_a_failure_is_forgotten_and_who_asks_waits_for_it(cache_rig, error):
+    rig = cache_rig(model_failure_s=1000)
+    rig.adapter.fail = lambda _: error
+    async with rig.cache:
+        with pytest.raises(ModelUnavailableError):
+            await rig.use("a")
+        rig.adapter.fail = lambda _: None
+        before = rig.cache.start_load("a")
+        assert (before.state, str(error) in before.error) == ("failed", True)
+        assert (await rig.use("a")).info.name == "a"
+    assert rig.adapter.loads == ["a", "a"]
+
+
+async def test_a_model_that_was_loaded_by_hand_goes_when_it_is_idle_as_any_other(cache_rig):
+    rig = cache_rig(model_idle_s=40)
+    async with rig.cache:
+        rig.cache.start_load("a")
+        await until(lambda: rig.loaded == ["a"])
+        await rig.clock.advance(50)
+        await closed(rig.adapter.models[0])
+        assert rig.loaded == []
+
+
+async def test_a_model_that_goes_is_out_of_use_at_once_and_its_memory_is_told_until_it_is_free(cache_rig):
+    rig = cache_rig()
+    async with rig.cache:
+        first = await rig.use("a")
+        first.close_gate.hold()
+        assert rig.cache.start_unload("a").state == "ready"
+        assert (rig.state("a").state, rig.state("a").nbytes) == ("unloading", 1000)
+        assert rig.cache.start_unload("a").state == "unloading"
+        assert rig.metrics.snapshot()["models_loaded"] == 0
+        next_one = asyncio.create_task(rig.use("a"))
+        await first.close_gate.wait_for_arrivals(1)
+        await settle()
+        assert rig.adapter.loads == ["a"]
+        first.close_gate.release()
+        assert await next_one is not first
+        await rig.cache.unload("a")
+        assert (rig.state("a").state, rig.state("a").nbytes) == ("unloaded", 0)
+    assert [model.closes for model in rig.adapter.models] == [1, 1]
+
+
+async def test_a_model_that_is_being_loaded_is_not_unloaded(cache_rig):
+    rig = cache_rig()
+    rig.adapter.gate.hold()
+    async with rig.cache:
+        rig.cache.start_load("a")
+        with pytest.raises(ModelUnavailableError, match="'a' is being loaded: unload it when it is ready"):
+            rig.cache.start_unload("a")
+        rig.adapter.gate.release()
+        await rig.cache.load("a")
+        assert rig.loaded == ["a"]
+
+
+async def test_a_model_that_is_unloaded_during_another_ones_load_is_closed_after_it(cache_rig):
+    """There is one thread for both; nobody waits for it."""
+    rig = cache_rig()
+    async with rig.cache:
+        first = await rig.use("a")
+        rig.adapter.gate.hold()
+        rig.cache.start_load("b")
+        await rig.adapter.gate.wait_for_arrivals(2)
+        rig.cache.start_unload("a")
+        await settle()
+        assert (first.closes, rig.state("a").state, rig.state("b").state) == (0, "unloading", "loading")
+        rig.adapter.gate.release()
+        await until(lambda: rig.state("a").state == "unloaded")
+        assert (first.closes, rig.loaded) == (1, ["b"])
+
+
+async def test_a_load_begins_only_when_the_memory_of_what_goes_is_free(cache_rig):
+    rig = cache_rig(model_memory_bytes=1500)
+    async with rig.cache:
+        first = await rig.use("a")
+        first.close_gate.hold()
+        rig.cache.start_load("b")
+        rig.cache.start_unload("a")
+        await first.close_gate.wait_for_arrivals(1)
+        await settle()
+        assert rig.adapter.loads == ["a"]
+        first.close_gate.release()
+        await rig.cache.load("b")
+        assert rig.loaded == ["b"]
+
+
+async def test_a_load_that_runs_out_of_memory_is_tried_again_where_a_model_goes_meanwhile(cache_rig):
+    rig = cache_rig()
+    async with rig.cache:
+        first = await rig.use("a")
+        rig.adapter.gate.hold()
+        rig.adapter.fail = lambda _: None if first.closes else DeviceOutOfMemoryError("full")
+        rig.cache.start_load("b")
+        await rig.adapter.gate.wait_for_arrivals(2)
+        rig.cache.start_unload("a")
+        rig.adapter.gate.release()
+        await rig.cache.load("b")
+        assert rig.loaded == ["b"]
+
+
+async def test_what_goes_when_the_worker_stops_is_closed_also_where_a_load_is_stuck(cache_rig):
+    rig = cache_rig(close_timeout_s=0)
+    async with rig.cache:
+        first = await rig.use("a")
+        rig.adapter.gate.hold()
+        rig.cache.start_load("b")
+        await rig.adapter.gate.wait_for_arrivals(2)
+        rig.cache.start_unload("a")
+        await settle()
+        assert first.closes == 0
+    assert first.closes == 1
+    rig.adapter.gate.release()
+
+
+async def test_nothing_is_started_for_an_undeclared_model_nor_when_the_worker_stops(cache_rig):
+    rig = cache_rig()
+    async with rig.cache:
+        for start in (rig.cache.start_load, rig.cache.start_unload):
+            with pytest.raises(UnknownModelError, match=r"'x' is not declared in models\.toml; declared are: a, b, c"):
+                start("x")
+    for start in (rig.cache.start_load, rig.cache.start_unload):
+        with pytest.raises(ShuttingDownError):
+            start("a")
+    assert rig.adapter.loads == []
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

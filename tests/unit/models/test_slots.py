@@ -1,5 +1,7 @@
 """What the cache knows of a model, and which one goes."""
 
+import asyncio
+
 from legit_embedding.errors import ModelUnavailableError
 from legit_embedding.models.catalog import ModelSpec
 from legit_embedding.models.slots import Slot, least_recently_used, resident_nbytes, unused_for
@@ -45,3 +47,27 @@ def test_a_failed_model_is_described_by_its_error_and_a_loaded_one_never_is():
     assert (failed.state, failed.nbytes, failed.error) == ("failed", 0, "no such weights")
     ready = slot("a", error=error, last_used_s=1.0).describe(3.26)
     assert (ready.state, ready.nbytes, ready.error, ready.last_used_s) == ("ready", 10, None, 2.3)
+
+
+def test_what_is_neither_loaded_nor_failed_is_told_by_what_is_under_way():
+    async def states():
+        task = asyncio.current_task()
+        places = [slot("a", loaded=False, **fields) for fields in ({}, {"loading": task}, {"unloading": task})]
+        return [place.describe(0.0) for place in places]
+
+    described = asyncio.run(states())
+    assert [state.state for state in described] == ["unloaded", "loading", "unloading"]
+    assert [state.nbytes for state in described] == [0, 0, 10]
+
+
+def test_who_waits_for_a_model_counts_as_its_user():
+    described = slot("a", in_use=2, wanted=1, held=4).describe(0.0)
+    assert (described.in_use, described.batches) == (3, 4)
+
+
+def test_what_leaves_is_closed_once():
+    model = FakeModel(name="a")
+    place = slot("a", loaded=False, leaving=model)
+    place.close_leaving()
+    place.close_leaving()
+    assert model.closes == 1
