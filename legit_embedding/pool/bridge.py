@@ -6,6 +6,7 @@ round, awaiting in the parent greenlet, would leave `self.request` empty there.
 """
 
 from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -41,7 +42,8 @@ class Drive(Generic[T]):
             try:
                 sent = yield result
             except BaseException as error:  # noqa: BLE001  whatever is thrown in belongs to the greenlet
-                result = child.throw(self._translate(error) if self._translate is not None else error)
+                thrown = self._translate(error) if self._translate is not None else error
+                result = child.throw(type(thrown), thrown, _origin_of(thrown))
             else:
                 result = child.switch(sent)
         value: T = result
@@ -70,9 +72,14 @@ def await_(awaitable: Awaitable[T]) -> T:
             try:
                 sent = hand_up(future)
             except BaseException as error:  # noqa: BLE001  whatever is thrown in belongs to the coroutine
-                future = steps.throw(error)
+                future = steps.throw(error.with_traceback(_origin_of(error)))
             else:
                 future = steps.send(sent)
     except StopIteration as end:
         value: T = end.value
         return value
+
+
+def _origin_of(error: BaseException) -> TracebackType | None:
+    """Its traceback, without our own frame that caught it; `greenlet.throw` drops the one that it is not given."""
+    return error.__traceback__.tb_next if error.__traceback__ is not None else None

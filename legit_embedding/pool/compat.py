@@ -14,8 +14,8 @@ TIMEOUT_CALLBACK_TELLS_ALL = CELERY >= (5, 7)
 """Whether Celery's callback for a hard time limit does all that a failure needs.
 
 Before 5.7 it only stores the failure: no signal, no event, and a message that is not to be acknowledged stays with the
-worker. The callback for errors does the rest there. Not both, as in Celery's prefork pool, where a chord counts the task
-twice and its `link_error` runs twice.
+worker. The callback for errors does it all there. Not both, as in Celery's prefork pool: it stores the failure twice,
+and runs `link_error` twice.
 """
 
 

@@ -17,6 +17,8 @@ from legit_embedding.pool import compat
 
 logger = logging.getLogger(__name__)
 
+ACKS = {"ack_log_error", "reject_log_error"}
+
 _workers: "weakref.WeakKeyDictionary[Celery, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
 
 
@@ -36,6 +38,20 @@ def wait_for_soft_shutdown(worker: Any) -> None:
         logger.warning("Initiating Soft Shutdown, terminating in %s seconds", timeout_s)
         worker.pool.wait_until_idle(timeout_s)
     compat.announce_cold_shutdown()
+
+
+def serve_acks_and_timers(hub: Any) -> None:
+    """What a hub that no longer runs must do all the same while a warm shutdown waits, for minutes perhaps.
+
+    Acks: Celery queues them on the hub, and what is done and not acknowledged runs again should a supervisor lose its
+    patience. Heartbeats: AMQP servers drop a connection that is silent for two of them, and all its acks with it.
+    """
+    for promise in hub._pop_ready():  # noqa: SLF001  kombu has no public name for it
+        if getattr(promise.fun, "__name__", None) in ACKS:
+            promise()
+        else:
+            hub.call_soon(promise)
+    hub.fire_timers()
 
 
 def cancel_requests(app: Celery) -> None:

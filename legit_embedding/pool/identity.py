@@ -5,10 +5,12 @@ own greenlet, where they would find nothing, or one another's. So the key is a c
 and the greenlet only where it is unset: in threads, and outside tasks.
 """
 
+import threading
 from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery, _state
+from celery.exceptions import ImproperlyConfigured
 from greenlet import getcurrent
 
 _scope: ContextVar[object | None] = ContextVar("legit_async_scope", default=None)
@@ -25,7 +27,13 @@ def current_identity() -> Any:
 
 
 def install(app: Celery) -> None:
-    """Sets the key function of Celery's stacks, a hook that they have for it; a second call changes nothing."""
+    """Sets the key function of Celery's stacks, a hook that they have for it; a second call changes nothing.
+
+    Raises:
+        ImproperlyConfigured: the stacks are thread-local, and would find no request in any `async def` body.
+    """
+    if isinstance(_state._task_stack, threading.local):  # noqa: SLF001  as below
+        raise ImproperlyConfigured("USE_FAST_LOCALS is set in the environment: take it away, tasks share a thread here")
     _state._task_stack.__ident_func__ = current_identity  # noqa: SLF001  Celery has no public name for it
     for task in app.tasks.values():
         task.request_stack.__ident_func__ = current_identity

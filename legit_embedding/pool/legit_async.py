@@ -9,6 +9,7 @@ thread takes no lock here, and what waits in a shutdown waits for nothing that t
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -16,12 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.concurrency.base import BasePool
-from celery.exceptions import ImproperlyConfigured, WorkerLostError
+from celery.exceptions import WorkerLostError
 from celery.platforms import EX_FAILURE, EX_OK
+from celery.signals import worker_process_init, worker_process_shutdown
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
-from legit_embedding.pool.controller import cancel_requests
+from legit_embedding.pool.controller import cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
 from legit_embedding.pool.job import ABANDONED, Job
 from legit_embedding.pool.loop import LoopThread
@@ -40,6 +42,11 @@ COLD_TIMEOUT_S = GRACE_S + 1.0
 
 LOOK_S = 0.5
 """How often a thread that waits for jobs looks whether the loop still lives."""
+
+
+def _asked(flag: bool | int | None) -> bool:
+    """Celery's own reading of its two flags: an exit code is a yes, 0 too."""
+    return flag is not None and flag is not False
 
 
 class TaskPool(BasePool):
@@ -82,9 +89,12 @@ class TaskPool(BasePool):
 
         Raises:
             Exception: what entering the lifespan raised.
-            ImproperlyConfigured: the process takes more memory already than `worker_max_memory_per_child` gives it.
+            ImproperlyConfigured: USE_FAST_LOCALS is set, or the process takes more memory already than
+                `worker_max_memory_per_child` gives it.
             WorkerShutdown, WorkerTerminate: a signal came first.
         """
+        # As in each of prefork's children: tracing, Django and others set themselves up on it.
+        worker_process_init.send(sender=None)
         conf = self.app.conf
         # One for plain tasks and one for the tracer's blocking calls: a hundred slow plain tasks must not keep the
         # results of others from being stored.
@@ -100,12 +110,12 @@ class TaskPool(BasePool):
             tell=self._tell,
         )
         self._loop.start()
-        identity.install(self.app)  # now, when the lifespan may have brought tasks of its own
         try:
+            identity.install(self.app)  # now, when the lifespan may have brought tasks of its own
             self._retirement.require_room()
-        except ValueError as error:
+        except Exception:
             self._close()
-            raise ImproperlyConfigured(str(error)) from error
+            raise
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Completions wake this hub from now on; called again after each lost connection."""
@@ -121,10 +131,10 @@ class TaskPool(BasePool):
 
         What is left of a warm stop is cancelled, and its messages go back to their queues.
         """
-        cold = worker_state.should_terminate not in (None, False)
+        cold = _asked(worker_state.should_terminate)
         self._closing = True
         timeout_s = COLD_TIMEOUT_S if cold else self.app.conf.get("legit_async_drain_timeout_s")
-        self._await_jobs(timeout_s)
+        self._await_jobs(timeout_s, hub=None if cold else self._hub)
         if self._jobs and not cold and self._loop is not None:
             logger.warning("%d tasks still run after %g s: their messages go back", len(self._jobs), timeout_s)
             cancel_requests(self.app)
@@ -147,8 +157,8 @@ class TaskPool(BasePool):
             self._interrupt(job, ABANDONED, None)
         self._await_jobs(COLD_TIMEOUT_S)
 
-    def _await_jobs(self, timeout_s: float | None) -> None:
-        """Reports what gets done. The hub no longer runs, so its ready queue must not be relied on."""
+    def _await_jobs(self, timeout_s: float | None, *, hub: Any = None) -> None:
+        """Reports what gets done. The hub no longer runs; where one is given, its acks and timers are served."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         # In a signal's handler that has interrupted `on_apply`, which goes on only after us. Its job never starts;
         # its message, unacknowledged, goes back to its queue.
@@ -157,9 +167,12 @@ class TaskPool(BasePool):
                 job.over = True
                 self._jobs.pop(job.id, None)
         loop = self._loop
-        while self._jobs and loop is not None and loop.alive:
+        # The handler of another signal may stop the pool meanwhile: then there is no loop any more to wait for.
+        while self._jobs and loop is not None and loop is self._loop and loop.alive:
             self._waker.clear()
             self._drain()
+            if hub is not None:
+                serve_acks_and_timers(hub)
             loop.call(self._start_new)  # to wake it may be what `on_apply` had still to do
             if not self._jobs or (deadline_s is not None and time.monotonic() >= deadline_s):
                 break
@@ -178,6 +191,7 @@ class TaskPool(BasePool):
         if self._hub is not None:
             self._hub.remove_reader(self._waker)
         self._waker.close()
+        worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
 
     def _on_loop_death(self) -> None:
         """On the loop's dying thread: fails every job and stops the worker, which could only hang."""
@@ -205,7 +219,8 @@ class TaskPool(BasePool):
         info: dict[str, Any] = super()._get_info()
         info.update(
             {
-                "processes": [self.limit],
+                "processes": [os.getpid()],
+                "threads": self.app.conf.get("legit_async_threads") or DEFAULT_THREADS,
                 "max-tasks-per-child": self.options.get("maxtasksperchild") or "N/A",
                 "put-guarded-by-semaphore": True,
                 "timeouts": [self.options.get("soft_timeout") or 0, self.options.get("timeout") or 0],
@@ -243,9 +258,9 @@ class TaskPool(BasePool):
             hard_limit_s=timeout or self.options.get("timeout"),
             interrupt=self._interrupt,
         )
-        if self._closing:
-            # What waited for a slot gets here while a shutdown frees them. Not accepted, it is not acknowledged, and
-            # its message goes back to its queue.
+        if self._closing or _asked(worker_state.should_stop):
+            # What waited for a slot gets here while a shutdown frees them, or before the consumer has seen the signal.
+            # Not accepted, it is not acknowledged, and its message goes back to its queue.
             return job
         self._slots.take()
         # Known before it is accepted, which is when it can first be revoked.

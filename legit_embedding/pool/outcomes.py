@@ -4,17 +4,22 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
-from celery.exceptions import TaskError, Terminated, WorkerLostError
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.exceptions import TaskError, Terminated, TimeLimitExceeded, WorkerLostError
 
+from legit_embedding.pool import compat
 from legit_embedding.pool.job import ABANDONED, HARD, TERMINATED, Job
+
+TRACED = 3
+"""How many values Celery's tracer returns."""
 
 
 def callback_of(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...]]:
     """Which of a job's callbacks tells Celery what became of it, and with what."""
     if ok:  # in spite of an interruption, too: the tracer has stored the result
+        _unwrap(result)
         return job.callback, (result,)
-    if job.reason == HARD:
+    if job.reason == HARD and compat.TIMEOUT_CALLBACK_TELLS_ALL:
         return job.timeout_callback, (False, job.hard_limit_s)
     if job.reason == ABANDONED:
         return None, ()
@@ -22,6 +27,8 @@ def callback_of(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] 
 
 
 def _error_of(job: Job, result: Any) -> BaseException:
+    if job.reason == HARD:
+        return TimeLimitExceeded(job.hard_limit_s)
     if job.reason == TERMINATED:
         return Terminated(job.signal)
     if isinstance(result, Exception):
@@ -38,4 +45,17 @@ def _info(error: BaseException) -> ExceptionInfo:
     try:
         raise error  # noqa: TRY301  ExceptionInfo reads the exception that is being handled
     except BaseException:  # noqa: BLE001  raised one line above
-        return ExceptionInfo()
+        return _bare(ExceptionInfo())
+
+
+def _unwrap(result: Any) -> None:
+    """Of what the tracer returns: (whether it failed, its value or its `ExceptionInfo`, how long it took)."""
+    if isinstance(result, tuple) and len(result) == TRACED and isinstance(result[1], ExceptionInfo):
+        _bare(result[1])
+
+
+def _bare(info: ExceptionInfo) -> ExceptionInfo:
+    """With the exception itself: billiard's wrapper for the way between processes has no text for those who watch."""
+    if isinstance(info.exception, ExceptionWithTraceback):
+        info.exception = info.exception.exc
+    return info

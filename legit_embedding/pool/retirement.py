@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from celery.exceptions import ImproperlyConfigured
+
 STATM = Path("/proc/self/statm")
 
 LOOK_S = 1.0
@@ -54,10 +56,10 @@ class Retirement:
         """Called before the first task.
 
         Raises:
-            ValueError: the memory limit is exceeded already, so that the worker could do one task in each of its lives.
+            ImproperlyConfigured: the memory limit is exceeded already: the worker could do one task in each life.
         """
         if self._max_memory_kib and (found := self._resident_kib()) >= self._max_memory_kib:
-            raise ValueError(
+            raise ImproperlyConfigured(
                 f"worker_max_memory_per_child is {self._max_memory_kib} KiB, but this worker takes {found} KiB before "
                 "its first task, with all that its lifespan has loaded: set it well above that, or take it away"
             )

@@ -41,7 +41,9 @@ class WorkerProcess:
         cwd: Path | None = None,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
-        self._command = [sys.executable, "-m", "celery", "-A", app, "worker", *args]
+        # The command that users type: one started by `python -m` could not start itself anew, as SIGHUP asks.
+        celery = str(Path(sys.executable).with_name("celery"))
+        self._command = [celery, "-A", app, "worker", *args]
         self._env = {**environment_without_site_settings(), **(env or {})}
         self._cwd = cwd or Path.cwd()
         self._ready_timeout_s = ready_timeout_s

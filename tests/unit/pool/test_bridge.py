@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import traceback
 
 import pytest
 from greenlet import getcurrent
@@ -167,3 +168,24 @@ async def test_children_of_a_body_are_not_in_its_greenlet():
 
 async def drive(function, translate=None):
     return await Drive(function, translate=translate)
+
+
+async def test_an_exception_of_a_child_keeps_the_frames_down_to_its_cause():
+    """As under plain asyncio: a report that ends at the await would hide what went wrong."""
+
+    async def cause():
+        await asyncio.sleep(0)
+        raise KeyError("why")
+
+    async def body():
+        await asyncio.gather(cause())
+
+    def names(error):
+        return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+    with pytest.raises(KeyError) as plain:
+        await asyncio.create_task(body())
+    with pytest.raises(KeyError) as bridged:
+        await Drive(lambda: await_(body()))
+    assert names(plain.value)[-2:] == ["body", "cause"]
+    assert names(bridged.value)[-2:] == ["body", "cause"]

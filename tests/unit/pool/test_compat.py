@@ -1,5 +1,6 @@
-"""The versions of Celery: that ours is one of them, and that what is said of it holds. `make test-celery` takes each."""
+"""What is said of the installed Celery, held against Celery itself. `make test-celery` does so on each version."""
 
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -120,11 +121,11 @@ def failures():
 
 
 class Received:
-    """A late-acknowledging task's request, as the worker has it, with Celery's own callbacks."""
+    """The request of a late-acknowledging task, as a worker has it; notes what becomes of its message."""
 
-    def __init__(self):
+    def __init__(self, *, acks):
         app = Celery("compat", broker="memory://", backend="cache+memory://", set_as_current=False)
-        task = app.task(lambda: None, name="task", acks_late=True, acks_on_failure_or_timeout=False, shared=False)
+        app.task(self._body, name="task", acks_late=True, acks_on_failure_or_timeout=acks, shared=False)
         app.finalize()
         sent = app.amqp.as_task_v2("id", "task", (), {})
         content_type, content_encoding, body = dumps(sent.body, "json")
@@ -133,35 +134,64 @@ class Received:
             properties=sent.properties, delivery_info={"redelivered": False},
         )  # fmt: skip
         self.app = app
-        self.requeued = []
+        self.fate = []
         self.request = Request(
-            message, app=app, task=app.tasks[task.name], body=body, on_ack=lambda *_: None,
-            on_reject=lambda _logger, _errors, requeue: self.requeued.append(requeue),
+            message, app=app, task=app.tasks["task"], body=body, on_ack=lambda *_: self.fate.append("acknowledged"),
+            on_reject=lambda _logger, _errors, requeue: self.fate.append("requeued" if requeue else "rejected"),
         )  # fmt: skip
 
-    def job(self):
-        return Job(
+    @staticmethod
+    def _body():
+        pass
+
+    def exceed(self):
+        """What the pool does once the task is beyond its hard limit."""
+        job = Job(
             id=1, target=None, args=(), kwargs={}, callback=self.request.on_success,
             error_callback=self.request.on_failure, timeout_callback=self.request.on_timeout, soft_limit_s=None,
             hard_limit_s=0.5, interrupt=None, reason=HARD,
         )  # fmt: skip
+        callback, args = callback_of(job, ok=False, result=None)
+        callback(*args)
+
+    @property
+    def result(self):
+        return self.app.AsyncResult("id").result
 
 
 @pytest.fixture
 def received():
-    found = Received()
-    yield found
-    found.app.close()
+    """Makes such a request."""
+    with ExitStack() as stack:
+
+        def make(*, acks):
+            found = Received(acks=acks)
+            stack.callback(found.app.close)
+            return found
+
+        yield make
 
 
-def test_a_hard_limit_is_told_once_and_a_message_not_to_be_acknowledged_goes_back(received, failures):
-    callback, args = callback_of(received.job(), ok=False, result=None)
-    callback(*args)
+def test_a_hard_limit_is_a_failure_told_once(received, failures):
+    """Stored, told by `task_failure`, and acknowledged: on each version, as on Celery's prefork pool."""
+    late = received(acks=True)
+    late.exceed()
     assert [type(failure) for failure in failures] == [TimeLimitExceeded]
-    assert received.requeued == [True]
+    assert isinstance(late.result, TimeLimitExceeded)
+    assert late.fate == ["acknowledged"]
 
 
-def test_celerys_timeout_callback_tells_all_where_it_is_said_to(received, failures):
-    received.request.on_timeout(soft=False, timeout=0.5)
-    assert len(failures) == (1 if compat.TIMEOUT_CALLBACK_TELLS_ALL else 0)
-    assert received.requeued == ([True] if compat.TIMEOUT_CALLBACK_TELLS_ALL else [])
+def test_a_message_that_a_hard_limit_does_not_acknowledge_goes_back(received):
+    """Otherwise it would stay with the worker until its end, and count against its prefetch."""
+    late = received(acks=False)
+    late.exceed()
+    assert late.fate == ["requeued"]
+
+
+@pytest.mark.parametrize("acks", [True, False])
+def test_celerys_own_timeout_callback_tells_all_where_it_is_said_to(received, failures, acks):
+    late = received(acks=acks)
+    late.request.on_timeout(soft=False, timeout=0.5)
+    told = compat.TIMEOUT_CALLBACK_TELLS_ALL
+    assert len(failures) == (1 if told else 0)
+    assert ("requeued" in late.fate) == (told and not acks)

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery
 from celery.worker import state
+from kombu.asynchronous import Hub
+from kombu.asynchronous.timer import Timer
 
-from legit_embedding.pool.controller import adopt, cancel_requests
+from legit_embedding.pool.controller import adopt, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.legit_async import TaskPool
 
 
@@ -97,3 +99,52 @@ def test_requests_are_cancelled_by_the_consumer_of_the_apps_worker(worker):
 
 def test_without_a_worker_there_is_nothing_to_cancel():
     cancel_requests(Celery(set_as_current=False))
+
+
+# -- a hub that no longer runs -----------------------------------------------------------------------------------------
+
+
+class Message:
+    """One of kombu's, as far as its ack goes."""
+
+    def __init__(self):
+        self.settled = []
+
+    def ack_log_error(self, *_):
+        self.settled.append("ack")
+
+    def reject_log_error(self, *_):
+        self.settled.append("reject")
+
+
+@pytest.fixture
+def hub():
+    own = Hub()
+    yield own
+    own.close()
+
+
+def test_acks_and_rejects_that_wait_on_the_hub_are_made(hub):
+    message = Message()
+    hub.call_soon(message.ack_log_error)
+    hub.call_soon(message.reject_log_error)
+    serve_acks_and_timers(hub)
+    assert message.settled == ["ack", "reject"]
+
+
+def test_everything_else_waits_on_for_the_hub(hub):
+    called = []
+    hub.call_soon(called.append, "later")
+    serve_acks_and_timers(hub)
+    assert called == []
+    hub.run_once()
+    assert called == ["later"]
+
+
+def test_timers_that_are_due_are_fired_heartbeats_among_them(hub):
+    fired = []
+    hub.timer = Timer()
+    hub.timer.call_after(0, fired.append, ("heartbeat",))
+    hub.timer.call_after(1000, fired.append, ("later",))
+    serve_acks_and_timers(hub)
+    assert fired == ["heartbeat"]

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextvars
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -85,3 +88,17 @@ def test_installing_twice_changes_nothing(task):
     install(task.app)
     assert task.request_stack.__ident_func__ is current_identity
     assert _state._task_stack.__ident_func__ is current_identity
+
+
+def test_celerys_thread_local_stacks_are_refused_because_tasks_share_a_thread():
+    code = "import celery, legit_embedding.pool.identity as identity; identity.install(celery.Celery())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "USE_FAST_LOCALS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "USE_FAST_LOCALS is set in the environment: take it away" in done.stderr

@@ -1,6 +1,7 @@
 """When the worker has done enough."""
 
 import pytest
+from celery.exceptions import ImproperlyConfigured
 
 from legit_embedding.pool.retirement import Retirement, resident_kib
 
@@ -70,7 +71,7 @@ def test_memory_is_looked_at_once_a_second_however_many_tasks_end(build, machine
 
 def test_a_memory_limit_that_is_exceeded_before_the_first_task_is_refused_with_both_figures(build, machine):
     machine.kib = 3000
-    with pytest.raises(ValueError, match=r"worker_max_memory_per_child is 2000 KiB, .* takes 3000 KiB"):
+    with pytest.raises(ImproperlyConfigured, match=r"worker_max_memory_per_child is 2000 KiB, .* takes 3000 KiB"):
         build(max_memory_kib=2000).require_room()
     build(max_memory_kib=3001).require_room()
 
