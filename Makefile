@@ -1,4 +1,4 @@
-.PHONY: help setup demo check format test test-slow test-docker clean
+.PHONY: help setup demo check format test test-slow test-docker test-celery conformance clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -38,5 +38,11 @@ test-slow: setup ## the long ones
 test-docker: setup ## builds the image and drives it with pytest-celery; needs a Docker engine
 	$(BIN)/python -m pytest -m docker --timeout 1800
 
+test-celery: setup ## the pool's tests on each version of Celery; CELERY_VERSIONS="5.5 5.6" takes fewer
+	tests/celery-versions.sh
+
+conformance: setup ## the behaviours of a worker on this pool and Celery's own, into docs/conformance.md
+	$(BIN)/python -m pytest tests/conformance --pools legit_async,threads,prefork --table docs/conformance.md
+
 clean:           ## removes what setup and the tools made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

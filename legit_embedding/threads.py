@@ -47,6 +47,17 @@ class DaemonThreads(Executor):
             self._queue.put((future, partial(function, *args, **kwargs)))
         return future
 
+    def offer(self, future: "Future[Any]", function: Callable[[], object]) -> bool:
+        """As `submit`, with a future of the caller's; False, and nothing done, where a thread would have to be started.
+
+        It takes no lock: for a caller whose signal handlers may wait for what it is about to hand over.
+        """
+        if self._closed or self._serving < min(len(self._unfinished) + 1, self._size):
+            return False
+        self._unfinished.add(future)
+        self._queue.put((future, function))
+        return True
+
     def leave_behind(self, future: Future[Any]) -> None:
         """Its call will not end, as far as anyone knows: its thread no longer counts."""
         with self._lock:

@@ -1,8 +1,13 @@
-"""What runs a job, and what interrupts it: `async def` bodies on the loop, plain ones in threads. All on the loop."""
+"""What runs a job, and what interrupts it: `async def` bodies on the loop, plain ones in threads.
+
+On the loop's thread, but for `start_at_once`.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
 from celery.exceptions import Terminated, WorkerLostError
@@ -46,6 +51,17 @@ class Execution:
         self._report = report
         self._tell = tell
 
+    def start_at_once(self, job: Job) -> bool:
+        """On the consumer's thread: a plain job goes straight to a thread that runs already; whether it did."""
+        if self._is_async(job):
+            return False
+        # Set before anybody can run it: who interrupts it from now on cancels the future.
+        job.future = Future()
+        if self._threads.offer(job.future, partial(self._run_in_thread, job)):
+            return True
+        job.future = None
+        return False
+
     def start(self, job: Job) -> None:
         """Lets it run; one that has been interrupted on its way here never does."""
         try:
@@ -62,6 +78,9 @@ class Execution:
         job.cancel_timers()
         if job.task is not None:
             job.task.cancel()
+            if not job.begun:  # cancelled before its first step, it never reports by itself
+                self._give_up(job)
+                return
             # A body that will not end has its outcome reported without it, so that its slot is free.
             job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job))
         elif job.future is not None:
@@ -76,26 +95,33 @@ class Execution:
         if job.doomed:
             self._give_up(job)
             return
-        task = self._tasks.get(job.args[0]) if job.args else None
-        if getattr(task, "is_async", False):
+        if self._is_async(job):
             job.task = asyncio.get_running_loop().create_task(self._run(job), name=f"legit-job-{job.id}")
-            # A task that is cancelled before its first step never reports by itself.
-            job.task.add_done_callback(lambda _: self._report(job, ok=False, result=asyncio.CancelledError()))
         else:
             job.future = self._threads.submit(self._run_in_thread, job)
 
+    def _is_async(self, job: Job) -> bool:
+        task = self._tasks.get(job.args[0]) if job.args else None
+        return getattr(task, "is_async", False)
+
     async def _run(self, job: Job) -> None:
+        job.begun = True
         identity.enter_scope(job)
-        self._arm(job)
+        if job.limited:
+            self._arm(job)
         try:
             ok, result = await Drive(job.run, translate=job.translate)
         except BaseException as error:  # noqa: BLE001  a cancellation that no body was there to see
             ok, result = False, error
-        job.cancel_timers()
+        if job.timers:
+            job.cancel_timers()
         self._report(job, ok=ok, result=result)
 
     def _run_in_thread(self, job: Job) -> None:
         if job.over:  # given up in the moment in which this thread took it
+            return
+        if job.doomed:  # interrupted before it had a future
+            self._give_up(job)
             return
         if job.limited:
             self._call(self._arm, job)

@@ -267,9 +267,12 @@ class TaskPool(BasePool):
         self._jobs[job.id] = job
         if accept_callback is not None:
             accept_callback(job.id, time.monotonic())  # the "pid" by which `terminate_job` will name it
+        execution, loop = self._execution, self._loop  # once: a signal's handler may close it before the next line
+        if execution is not None and execution.start_at_once(job):
+            job.handed_over = True
+            return job
         self._new.append(job)
         job.handed_over = True
-        loop = self._loop  # looked up once: a signal's handler may close it before the next line
         if not self._loop_woken and loop is not None:
             self._loop_woken = True
             loop.call(self._start_new)

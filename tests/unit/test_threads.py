@@ -4,6 +4,8 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -184,3 +186,69 @@ async def test_what_asyncio_would_lose_or_misread_comes_back_as_a_bug(threads, e
         await run_on(threads, work)
     assert raised.value.__cause__ is error
     assert not asyncio.current_task().cancelling()
+
+
+# -- offered, without a lock -------------------------------------------------------------------------------------------
+
+
+def test_an_offer_is_refused_where_a_thread_would_have_to_be_started(threads, gate):
+    future = Future()
+    assert not threads.offer(future, gate.enter)
+    busy = threads.submit(gate.enter)
+    assert not threads.offer(future, gate.enter)
+    gate.release()
+    busy.result(PATIENCE_S)
+    assert not future.done()
+
+
+def test_an_offer_goes_to_a_thread_that_is_free(threads):
+    assert threads.submit(name_and, 1).result(PATIENCE_S) == ("sample-1", 1)
+    until_free(threads)
+    future = Future()
+    assert threads.offer(future, lambda: name_and(2))
+    assert future.result(PATIENCE_S) == ("sample-1", 2)
+
+
+def test_an_offer_waits_where_all_threads_that_there_may_be_are_busy(threads, gate):
+    busy = [threads.submit(gate.enter) for _ in range(2)]
+    future = Future()
+    assert threads.offer(future, lambda: name_and(3))
+    gate.release()
+    assert future.result(PATIENCE_S)[1] == 3
+    assert [call.exception(PATIENCE_S) for call in busy] == [None, None]
+
+
+def test_an_offer_that_is_cancelled_before_its_turn_is_not_called(threads, gate):
+    busy = [threads.submit(gate.enter) for _ in range(2)]
+    future, called = Future(), []
+    assert threads.offer(future, lambda: called.append("called"))
+    assert future.cancel()
+    gate.release()
+    for call in busy:
+        call.result(PATIENCE_S)
+    threads.submit(name_and, 1).result(PATIENCE_S)
+    assert called == []
+
+
+def test_an_offer_is_made_while_the_lock_is_held(threads):
+    """By a thread whose own signal handler may wait for it."""
+    threads.submit(name_and, 1).result(PATIENCE_S)
+    until_free(threads)
+    future = Future()
+    with threads._lock:
+        assert threads.offer(future, lambda: name_and(2))
+    assert future.result(PATIENCE_S)[1] == 2
+
+
+def test_after_the_shutdown_an_offer_is_refused(threads):
+    threads.submit(name_and, 1).result(PATIENCE_S)
+    threads.shutdown()
+    assert not threads.offer(Future(), lambda: name_and(2))
+
+
+def until_free(threads):
+    """A call's result is there a moment before its thread is free."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while ", 0 calls" not in repr(threads):
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.001)

@@ -323,6 +323,24 @@ def test_a_job_that_is_terminated_before_it_starts_never_starts(start):
     assert started == []
 
 
+def test_a_plain_job_that_is_terminated_before_it_is_handed_to_a_free_thread_never_starts(start):
+    """The loop sees the interruption before the job has anything that it could cancel."""
+    worker, started = start(), []
+    worker.until_told(worker.apply(lambda _name: "value", "plain"))
+    worker.until(lambda: ", 0 calls" in repr(worker.pool._threads))
+
+    def accept(pid, _accepted_s):
+        worker.pool.terminate_job(pid, 9)
+        seen = threading.Event()
+        worker.pool._loop.call(seen.set)
+        assert seen.wait(PATIENCE_S)
+
+    report = worker.apply(lambda _name: started.append("body"), "plain", accept_callback=accept)
+    worker.until_told(report)
+    assert isinstance(report.error, Terminated)
+    assert started == []
+
+
 def test_a_body_that_swallows_its_cancellation_and_returns_has_succeeded(start):
     worker = start()
     running = threading.Event()
@@ -685,6 +703,33 @@ def test_a_signal_at_any_line_of_an_apply_neither_hangs_nor_reports_twice(start)
             worker.pool.apply_async(
                 lambda _name: await_(Body()()),
                 ("async",),
+                accept_callback=running.accept,
+                callback=running.callback("done"),
+                error_callback=running.callback("error"),
+                timeout_callback=running.callback("timeout"),
+            )
+        if not interruption.happened:
+            shut_down_cold(worker, reports)
+            assert isinstance(running.error, Terminated)
+
+    assert interrupted_at_every_line(start, {"on_apply"}, scenario) > 15
+
+
+@pytest.mark.usefixtures("no_way_out")
+def test_a_signal_at_any_line_of_an_apply_to_a_free_thread_neither_hangs_nor_reports_twice(start, gate):
+    def scenario(worker, reports, interruption):
+        gate.release()
+        worker.until_told(worker.apply(lambda _name: "value", "plain"))
+        deadline_s = time.monotonic() + PATIENCE_S
+        while ", 0 calls" not in repr(worker.pool._threads):
+            assert time.monotonic() < deadline_s
+        gate.hold()
+        running = Report()
+        reports.append(running)
+        with interruption:
+            worker.pool.apply_async(
+                lambda _name: gate.enter(),
+                ("plain",),
                 accept_callback=running.accept,
                 callback=running.callback("done"),
                 error_callback=running.callback("error"),
