@@ -1,17 +1,27 @@
-"""The app that `benchmarks.pool` measures: tasks that do nothing. `BENCHMARK_BROKER_URL` is its broker."""
+"""The app that `benchmarks.pools` measures: tasks that do nothing. The environment says where they come from.
+
+`BENCHMARK_BROKER_URL` is the broker, `BENCHMARK_RESULT_URL` where results are stored, unset: nowhere.
+`BENCHMARK_TASK_CLASS` is the class of the tasks, for pools that bring async tasks of their own.
+"""
 
 import os
 import sys
 
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import task_failure, worker_ready
 
 import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
 
+FAILED = "a null task has failed:"
+
+results = os.environ.get("BENCHMARK_RESULT_URL")
 app = Celery(
-    "null_tasks", task_cls="legit_embedding.pool.task:AsyncTask", broker=os.environ.get("BENCHMARK_BROKER_URL")
+    "null_tasks",
+    task_cls=os.environ.get("BENCHMARK_TASK_CLASS", "legit_embedding.pool.task:AsyncTask"),
+    broker=os.environ.get("BENCHMARK_BROKER_URL"),
+    backend=results,
 )
-app.conf.update(task_acks_late=True, task_ignore_result=True, broker_connection_retry_on_startup=True)
+app.conf.update(task_acks_late=True, task_ignore_result=not results, broker_connection_retry_on_startup=True)
 
 
 @app.task
@@ -27,3 +37,8 @@ def plain_null() -> None:
 @worker_ready.connect
 def _say_so(**_: object) -> None:
     sys.stderr.write("the worker is ready.\n")  # at a log level at which Celery itself does not
+
+
+@task_failure.connect
+def _complain(exception: BaseException | None = None, **_: object) -> None:
+    sys.stderr.write(f"{FAILED} {exception!r}\n")  # a pool that cannot run them would look fast
