@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.concurrency.base import BasePool
@@ -39,6 +39,9 @@ DEFAULT_THREADS = 16
 DEFAULT_EXIT_TIMEOUT_S = 30.0
 COLD_TIMEOUT_S = GRACE_S + 1.0
 """How long a cold shutdown waits for interrupted bodies, should a body block the loop, which counts the grace."""
+
+REQUEST = 2
+"""Where a task's request stands among the tracer's arguments: name, id, request, body, ..."""
 
 LOOK_S = 0.5
 """How often a thread that waits for jobs looks whether the loop still lives."""
@@ -74,6 +77,7 @@ class TaskPool(BasePool):
         self._slots = Slots(self.options.get("semaphore"))
         self._loop: LoopThread | None = None
         self._execution: Execution | None = None
+        self._tasks: Mapping[str, Any] = {}
         self._threads: DaemonThreads | None = None
         self._calls: DaemonThreads | None = None
         self._closing = False
@@ -102,8 +106,9 @@ class TaskPool(BasePool):
         self._threads = DaemonThreads(size, "legit-task", self.app.set_current)
         self._calls = DaemonThreads(size, "legit-io", self.app.set_current)
         self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
+        self._tasks = self.app.tasks  # a cached property whose every look-up is slow
         self._execution = Execution(
-            tasks=self.app.tasks,  # a cached property whose every look-up is slow
+            tasks=self._tasks,
             threads=self._threads,
             call=self._loop.call,
             report=self._report,
@@ -246,6 +251,7 @@ class TaskPool(BasePool):
         timeout: float | None = None,
         **_: Any,
     ) -> Job:
+        soft_timeout, timeout = self._limits(args, soft_timeout, timeout)
         job = Job(
             id=next(self._numbers),
             target=target,
@@ -277,6 +283,18 @@ class TaskPool(BasePool):
             self._loop_woken = True
             loop.call(self._start_new)
         return job
+
+    def _limits(self, args: tuple[Any, ...], soft_s: float | None, hard_s: float | None) -> tuple[Any, Any]:
+        """The limits of a call, else those that its task has now.
+
+        Celery passes those that the task had when the worker connected: its remote command `time_limit` would change
+        nothing before the next connection.
+        """
+        task = self._tasks.get(args[0]) if len(args) > REQUEST else None
+        if task is None:
+            return soft_s, hard_s
+        hard_of_call, soft_of_call = args[REQUEST].get("timelimit") or (None, None)
+        return soft_of_call or task.soft_time_limit, hard_of_call or task.time_limit
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Interrupts the job that was accepted as `pid`."""

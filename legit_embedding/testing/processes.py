@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Ends the child when this process is gone, however it went: its end of the pipe closes with it. PR_SET_PDEATHSIG would
 # fire already when the thread that started the child ends.
-GUARD = 'cat >/dev/null; kill -KILL -- "-$1" 2>/dev/null; rm -rf "$2"'
+GUARD = 'cat >/dev/null; kill -s KILL -- "-$1" 2>/dev/null; rm -rf "$2"'
 
 
 class GuardedProcess:

@@ -1,15 +1,12 @@
 """Error reports reach a Sentry server: one a cause, under the worker's identity, and a stop does not wait for more."""
 
-import gzip
 import io
 import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
+from legit_embedding.testing.ingest import IngestServer, QuietHandler, serving
 from legit_embedding.testing.worker import WorkerProcess
 from tests.acceptance.site import IMAGES, TEXTS
 
@@ -39,42 +36,10 @@ def prepare(payloads, options):
 """
 
 
-@contextmanager
-def serving(handler):
-    """Requests to a free port on the loopback interface are answered by `handler`; the port."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture
 def ingest():
-    """A Sentry server: its DSN, and the events that it was sent."""
-    events = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                body = gzip.decompress(body)
-            lines = body.split(b"\n")
-            for header, payload in zip(lines[1::2], lines[2::2], strict=False):
-                if json.loads(header).get("type") == "event":
-                    events.append(json.loads(payload))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_):
-            """Nothing is printed."""
-
-    with serving(Handler) as port:
-        yield f"http://key@127.0.0.1:{port}/1", events
+    with IngestServer() as server:
+        yield server
 
 
 @pytest.fixture
@@ -84,16 +49,13 @@ def image_host():
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             requests.append(dict(self.headers))
             self.send_response(200)
             self.send_header("Content-Length", str(len(picture.getvalue())))
             self.end_headers()
             self.wfile.write(picture.getvalue())
-
-        def log_message(self, *_):
-            """Nothing is printed."""
 
     with serving(Handler) as port:
         yield f"127.0.0.1:{port}", requests
@@ -116,7 +78,6 @@ def faulty_models(tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(server, site, ingest, tmp_path):
-    dsn, events = ingest
     models = tmp_path / "models.toml"
     models.write_text('[defaults]\ntext = "m"\n[models.m]\nadapter = "transformers"\nweights = "/no/such/folder"\n')
     env = {
@@ -124,7 +85,7 @@ def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(serve
         "LEGIT_MODELS": str(models),
         "LEGIT_WORKER_ID": "embed@rack-7",
         "LEGIT_RETRIES": "0",
-        "SENTRY_DSN": dsn,
+        "SENTRY_DSN": ingest.dsn,
     }
     with WorkerProcess("legit_embedding", args=ARGS, env=env) as worker:
         for number in range(5):
@@ -132,8 +93,7 @@ def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(serve
         for number in range(5):
             assert {entry.error_type for entry in site.entries(f"r{number}", 10)} == {"model_unavailable"}
         assert worker.stop() == 0
-    assert len(events) == 1
-    (event,) = events
+    (event,) = ingest.events
     assert event["server_name"] == "embed@rack-7"
     assert event["tags"]["worker"] == "embed@rack-7"
     assert event["tags"]["cause"] == "model-load:m"
@@ -143,12 +103,11 @@ def test_a_model_that_cannot_be_loaded_is_one_event_however_many_items_ask(serve
 def test_no_event_holds_what_users_sent_and_no_image_host_hears_of_sentry(
     server, site, ingest, image_host, faulty_models
 ):
-    dsn, events = ingest
     host, requests = image_host
     env = {
         "LEGIT_BROKER_URL": server.url(),
         "LEGIT_ALLOWED_HOSTS": host,
-        "SENTRY_DSN": dsn,
+        "SENTRY_DSN": ingest.dsn,
         **faulty_models,
     }
     url = f"http://{host}/picture.png?X-Amz-Signature={SIGNATURE}"
@@ -157,9 +116,9 @@ def test_no_event_holds_what_users_sent_and_no_image_host_hears_of_sentry(
         (image,) = site.embed(IMAGES, {"items": [{"url": url}]})
         assert worker.stop() == 0
     assert (text.status, image.status) == ("error", "error")
-    assert {event["tags"]["cause"] for event in events} == {"model:t:RuntimeError", "internal:LookupError"}
+    assert {event["tags"]["cause"] for event in ingest.events} == {"model:t:RuntimeError", "internal:LookupError"}
     assert [name for name in requests[0] if name.lower() in {"sentry-trace", "baggage"}] == []
-    told = json.dumps(events)
+    told = json.dumps(ingest.items)
     assert SECRET_TEXT not in told
     assert SIGNATURE not in told
     assert server.url() not in told
