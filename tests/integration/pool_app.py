@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 import redis
 import redis.asyncio
 from celery import Celery, current_task
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject
 
 import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
 
@@ -108,11 +108,6 @@ def plain_add(a, b):
 
 
 @app.task
-async def total(numbers):
-    return sum(numbers)
-
-
-@app.task
 async def fail(message):
     await asyncio.sleep(0)
     raise KeyError(message)
@@ -121,18 +116,6 @@ async def fail(message):
 @app.task
 def plain_fail(message):
     raise KeyError(message)
-
-
-class Unpicklable(Exception):  # noqa: N818
-    def __init__(self, lock, code):
-        super().__init__("cannot be pickled")
-        self.lock = lock
-        self.code = code
-
-
-@app.task
-async def fail_unpicklably():
-    raise Unpicklable(threading.Lock(), 7)
 
 
 @app.task
@@ -164,12 +147,6 @@ async def autoretry(self):
     return self.request.retries
 
 
-@app.task
-async def ignore():
-    await asyncio.sleep(0)
-    raise Ignore
-
-
 @app.task(bind=True, acks_late=True)
 async def reject(self, requeue):
     redelivered = self.request.delivery_info["redelivered"]
@@ -180,23 +157,6 @@ async def reject(self, requeue):
 
 
 # -- the current task --------------------------------------------------------------------------------------------------
-
-
-@app.task(bind=True)
-async def who(self, meeting, party):
-    """The request's id as seen in the body, after an await, in children, and in a thread."""
-    seen = [self.request.id, current_task.request.id]
-    await everybody_is_here(meeting, party)
-
-    async def child():
-        await asyncio.sleep(0)
-        return self.request.id, current_task.request.id
-
-    seen += [self.request.id, current_task.request.id]
-    for pair in await asyncio.gather(child(), child(), asyncio.create_task(child())):
-        seen.extend(pair)
-    seen.append(await asyncio.to_thread(lambda: self.request.id))
-    return seen
 
 
 @app.task(bind=True)
@@ -212,23 +172,10 @@ async def meet(self, meeting, party):
     return threading.current_thread().name
 
 
-@app.task(bind=True)
-async def report_progress(self, key):
-    self.update_state(state="PROGRESS", meta={"done": 1})
-    await wait_for_key(key)
-    return "done"
-
-
 @app.task
 async def call_another(a, b):
     """Sends a task from inside a body; the id of the one sent."""
     return add.apply_async((a, b)).id
-
-
-@app.task
-async def call_directly(a, b):
-    """An async task called as a function, inside a body."""
-    return add(a, b)
 
 
 class Counting(app.Task):
@@ -249,24 +196,6 @@ counting = app.register_task(Counting())
 
 
 # -- interruptions -----------------------------------------------------------------------------------------------------
-
-
-@app.task(soft_time_limit=0.2, time_limit=30)
-async def soft_limit():
-    try:
-        await asyncio.Event().wait()
-    except SoftTimeLimitExceeded:
-        await asyncio.sleep(0)
-        return "cleaned up"
-
-
-@app.task(soft_time_limit=0.2, time_limit=30)
-async def soft_limit_within_timeout():
-    try:
-        async with asyncio.timeout(20):
-            await asyncio.Event().wait()
-    except SoftTimeLimitExceeded:
-        return asyncio.current_task().cancelling()
 
 
 @app.task(bind=True, time_limit=0.2)
@@ -310,14 +239,6 @@ def plain_wait_late(self, key):
         time.sleep(0.02)
     note("finished", self.request.id)
     return "waited"
-
-
-@app.task(bind=True, acks_late=True)
-async def block_loop(self, key):
-    """Bad manners: blocks the loop."""
-    note("started", self.request.id)
-    while not notes.exists(key):
-        time.sleep(0.02)
 
 
 @app.task(bind=True, acks_late=True)

@@ -423,6 +423,32 @@ def test_the_workers_own_limits_count_where_the_task_has_none(start):
     assert report.told == [("timeout", False, 0.01)]
 
 
+@pytest.mark.parametrize(
+    ("of_call", "of_task", "told"),
+    [
+        ((0.01, None), 1000.0, 0.01),
+        ((None, None), 0.01, 0.01),
+        (None, 0.01, 0.01),
+    ],
+)
+def test_the_limits_are_those_of_the_call_else_those_that_the_task_has_now(app, start, of_call, of_task, told):
+    """What Celery passes is what the task had when the worker connected: its `time_limit` command would do nothing."""
+    worker = start()
+    app.tasks["async"].soft_time_limit = None
+    app.tasks["async"].time_limit = of_task
+    report = Report()
+    worker.pool.apply_async(
+        lambda *_: await_(Body()()),
+        ("async", "id", {"timelimit": of_call}),
+        accept_callback=report.accept,
+        timeout_callback=report.callback("timeout"),
+        error_callback=report.callback("error"),
+        timeout=2000.0,
+    )
+    worker.until_told(report)
+    assert report.told == [("timeout", False, told)]
+
+
 def test_a_plain_task_beyond_its_limit_is_left_behind_and_another_thread_takes_its_place(app, start, gate):
     app.conf.legit_async_threads = 1
     worker = start()
