@@ -192,6 +192,11 @@ def test_killed_nodes_start_again_over_their_pidfiles(cluster):
     cluster.multi("kill")
     until(lambda: not any(alive(pid) for pid in first.values()), "the end of both")
     assert cluster.pids() == first
+    # Celery takes a process that has ended, and that nobody has waited for yet, for a living one.
+    try:
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first.values()), "them to be gone")
+    except AssertionError:
+        pytest.skip("the first process of this machine waits for no orphans")
     cluster.multi("start")
     cluster.wait_until_ready(times=2)
     second = cluster.pids()
