@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     )
     sync_threads: int = _setting(16, "threads for plain `def` tasks", unit="threads", gt=0)
     drain_timeout_s: float | None = _setting(
-        None, "how long TERM lets running tasks finish before their messages go back; unset: without end. Set it some "
-        "10 s below the time after which a supervisor kills", unit="s", ge=0,
+        None, "how long TERM lets running tasks finish before their messages go back; unset: without end. Set it "
+        "25 s below the time after which a supervisor kills", unit="s", ge=0,
     )  # fmt: skip
 
     # memory

@@ -52,9 +52,12 @@ class DaemonThreads(Executor):
 
         It takes no lock: for a caller whose signal handlers may wait for what it is about to hand over.
         """
-        if self._closed or self._serving < min(len(self._unfinished) + 1, self._size):
-            return False
+        # Counted first: `leave_behind`, on another thread, then either sees it and starts a thread for it, or has taken
+        # its thread away already, and the offer is refused.
         self._unfinished.add(future)
+        if self._closed or self._serving < min(len(self._unfinished), self._size):
+            self._unfinished.discard(future)
+            return False
         self._queue.put((future, function))
         return True
 

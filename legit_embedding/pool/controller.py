@@ -5,11 +5,11 @@ task ends a moment later, or where `worker_enable_soft_shutdown_on_idle` is set 
 """
 
 import logging
+import threading
 import weakref
 from functools import partial
 from typing import Any
 
-from celery import Celery
 from celery.concurrency import get_implementation
 from celery.worker import state
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 ACKS = {"ack_log_error", "reject_log_error"}
 
-_workers: "weakref.WeakKeyDictionary[Celery, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
+_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def adopt(sender: Any = None, **_: object) -> None:
     """On Celery's signal `worker_init`: a worker with a pool that can be waited for waits for it."""
     if hasattr(get_implementation(sender.pool_cls), "wait_until_idle"):
-        _workers[sender.app] = weakref.ref(sender)
+        _workers.add(sender)
         sender.wait_for_soft_shutdown = partial(wait_for_soft_shutdown, sender)
 
 
@@ -40,24 +40,36 @@ def wait_for_soft_shutdown(worker: Any) -> None:
     compat.announce_cold_shutdown()
 
 
+def allow_reentry(hub: Any) -> None:
+    """Each ack takes this lock of the hub's on the consumer's thread; so does a signal's handler that interrupts it."""
+    if isinstance(getattr(hub, "_ready_lock", None), type(threading.Lock())):
+        hub._ready_lock = threading.RLock()  # noqa: SLF001  kombu has no public name for it
+
+
 def serve_acks_and_timers(hub: Any) -> None:
     """What a hub that no longer runs must do all the same while a warm shutdown waits, for minutes perhaps.
 
     Acks: Celery queues them on the hub, and what is done and not acknowledged runs again should a supervisor lose its
     patience. Heartbeats: AMQP servers drop a connection that is silent for two of them, and all its acks with it.
     """
-    for promise in hub._pop_ready():  # noqa: SLF001  kombu has no public name for it
-        if getattr(promise.fun, "__name__", None) in ACKS:
-            promise()
-        else:
+    for promise in hub._pop_ready():  # noqa: SLF001  as above
+        if getattr(promise.fun, "__name__", None) not in ACKS:
             hub.call_soon(promise)
-    hub.fire_timers()
+            continue
+        try:
+            promise()
+        except Exception:
+            # The connection is gone, and the broker hands the message out again. What still runs goes on.
+            logger.exception("an ack failed while the worker waits for its tasks")
+    try:
+        hub.fire_timers()
+    except Exception:
+        logger.exception("a timer failed while the worker waits for its tasks")
 
 
-def cancel_requests(app: Celery) -> None:
+def cancel_requests(pool: Any) -> None:
     """Cancels what runs as a cold shutdown does, with its events and states; late acks are left to the broker."""
-    reference = _workers.get(app)
-    worker = reference() if reference is not None else None
-    consumer = getattr(worker, "consumer", None)
-    if consumer is not None:
-        compat.cancel_requests(consumer)
+    for worker in list(_workers):
+        consumer = getattr(worker, "consumer", None)
+        if worker.pool is pool and consumer is not None:
+            compat.cancel_requests(consumer)

@@ -78,16 +78,14 @@ class Execution:
         job.cancel_timers()
         if job.task is not None:
             job.task.cancel()
-            if not job.begun:  # cancelled before its first step, it never reports by itself
-                self._give_up(job)
-                return
             # A body that will not end has its outcome reported without it, so that its slot is free.
             job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job))
-        elif job.future is not None:
-            # A thread cannot be stopped.
-            if not job.future.cancel():
-                self._threads.leave_behind(job.future)
-            self._give_up(job)
+        elif (future := job.future) is not None:  # looked up once: the consumer's thread may be taking it away again
+            try:
+                if not future.cancel():  # it runs, and a thread cannot be stopped
+                    self._threads.leave_behind(future)
+            finally:
+                self._give_up(job)
 
     def _start(self, job: Job) -> None:
         if job.over:
@@ -97,6 +95,8 @@ class Execution:
             return
         if self._is_async(job):
             job.task = asyncio.get_running_loop().create_task(self._run(job), name=f"legit-job-{job.id}")
+            # One that is cancelled before its first step, by whomever, never reports by itself.
+            job.task.add_done_callback(partial(self._ended, job))
         else:
             job.future = self._threads.submit(self._run_in_thread, job)
 
@@ -105,7 +105,6 @@ class Execution:
         return getattr(task, "is_async", False)
 
     async def _run(self, job: Job) -> None:
-        job.begun = True
         identity.enter_scope(job)
         if job.limited:
             self._arm(job)
@@ -116,6 +115,10 @@ class Execution:
         if job.timers:
             job.cancel_timers()
         self._report(job, ok=ok, result=result)
+
+    def _ended(self, job: Job, _task: "asyncio.Task[None]") -> None:
+        if not job.over:
+            self._report(job, ok=False, result=asyncio.CancelledError())
 
     def _run_in_thread(self, job: Job) -> None:
         if job.over:  # given up in the moment in which this thread took it

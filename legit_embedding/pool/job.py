@@ -30,7 +30,6 @@ class Job:
     reason: str | None = None
     signal: int | None = None
     task: "asyncio.Task[None] | None" = None
-    begun: bool = False
     future: "Future[None] | None" = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     over: bool = False

@@ -23,7 +23,7 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
-from legit_embedding.pool.controller import cancel_requests, serve_acks_and_timers
+from legit_embedding.pool.controller import allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
 from legit_embedding.pool.job import ABANDONED, Job
 from legit_embedding.pool.loop import LoopThread
@@ -81,6 +81,7 @@ class TaskPool(BasePool):
         self._threads: DaemonThreads | None = None
         self._calls: DaemonThreads | None = None
         self._closing = False
+        self._finished = itertools.count(1)  # where there is no hub, many threads count
         self._served = 0
         self._retirement = Retirement(
             max_tasks=self.options.get("maxtasksperchild"), max_memory_kib=self.options.get("max_memory_per_child")
@@ -125,6 +126,7 @@ class TaskPool(BasePool):
     def register_with_event_loop(self, loop: Any) -> None:
         """Completions wake this hub from now on; called again after each lost connection."""
         self._hub = loop
+        allow_reentry(loop)
         loop.add_reader(self._waker, self._on_wake)
 
     def flush(self) -> None:
@@ -140,9 +142,9 @@ class TaskPool(BasePool):
         self._closing = True
         timeout_s = COLD_TIMEOUT_S if cold else self.app.conf.get("legit_async_drain_timeout_s")
         self._await_jobs(timeout_s, hub=None if cold else self._hub)
-        if self._jobs and not cold and self._loop is not None:
+        if self._jobs and timeout_s is not None and not cold and self._loop is not None:
             logger.warning("%d tasks still run after %g s: their messages go back", len(self._jobs), timeout_s)
-            cancel_requests(self.app)
+            cancel_requests(self)
             self._give_back()
         self._close()
 
@@ -165,12 +167,15 @@ class TaskPool(BasePool):
     def _await_jobs(self, timeout_s: float | None, *, hub: Any = None) -> None:
         """Reports what gets done. The hub no longer runs; where one is given, its acks and timers are served."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        # In a signal's handler that has interrupted `on_apply`, which goes on only after us. Its job never starts;
-        # its message, unacknowledged, goes back to its queue.
+        # In a signal's handler that has interrupted `on_apply`, which goes on only after us. Unless a thread has its
+        # job already, that never starts, and its message, unacknowledged, goes back to its queue.
         for job in list(self._jobs.values()):
             if not job.handed_over:
-                job.over = True
-                self._jobs.pop(job.id, None)
+                if job.future is not None and not job.future.cancel():
+                    job.handed_over = True
+                else:
+                    job.over = True
+                    self._jobs.pop(job.id, None)
         loop = self._loop
         # The handler of another signal may stop the pool meanwhile: then there is no loop any more to wait for.
         while self._jobs and loop is not None and loop is self._loop and loop.alive:
@@ -373,7 +378,7 @@ class TaskPool(BasePool):
                 logger.exception("a callback of a finished task failed")
             finally:
                 if job is not None:
-                    self._served += 1
+                    self._served = next(self._finished)
                     self._freed.append(job.id)
         if self._retirement.limited:
             self._retire_if_due()

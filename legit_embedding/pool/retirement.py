@@ -5,6 +5,7 @@ nothing more, finishes what runs, and ends with code 0, for its supervisor to st
 """
 
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,13 @@ def resident_kib() -> int:
     try:
         pages = int(STATM.read_bytes().split()[1])
     except (OSError, IndexError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most // 1024 if sys.platform == "darwin" else most  # bytes there
     return pages * resource.getpagesize() // 1024
 
 
 class Retirement:
-    """Says once when a limit has been reached. On the consumer's thread.
+    """Says when a limit has been reached, once.
 
     `max_tasks` counts tasks, `max_memory_kib` is Celery's own unit; None or 0 is no limit.
     """

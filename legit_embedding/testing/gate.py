@@ -54,9 +54,14 @@ class Gate:
         Raises:
             TimeoutError: they did not within 30 s.
         """
-        await asyncio.to_thread(self._await_arrivals, count)
+        await asyncio.to_thread(self.await_arrivals, count)
 
-    def _await_arrivals(self, count: int) -> None:
+    def await_arrivals(self, count: int) -> None:
+        """As `wait_for_arrivals`, for a test without a loop.
+
+        Raises:
+            TimeoutError: they did not within 30 s.
+        """
         with self._changed:
             if not self._changed.wait_for(lambda: self._arrived >= count, PATIENCE_S):
                 raise TimeoutError(f"{self._arrived} of {count} came within {PATIENCE_S:g} s")

@@ -12,7 +12,7 @@ HEAD = """# What each pool does
 
 Made by `make conformance` from runs of `tests/conformance`, never by hand. Each line is one test with a real worker on
 a real broker: yes, it passed; **no**, it failed on that pool; n/a, with the reason below its table. `async def`
-tasks run under Celery's own pools too, each in a loop of its own.
+tasks run under Celery's own pools too, each in a loop of its own. Those pools run on Valkey alone.
 """
 
 

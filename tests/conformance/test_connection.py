@@ -1,5 +1,7 @@
 """A broker that goes away and comes back"""
 
+import signal
+
 import pytest
 
 from tests.conformance.conftest import PATIENCE_S, both_kinds
@@ -57,6 +59,22 @@ def test_a_worker_stops_warm_while_the_broker_is_away(own_broker):
         own_broker.broker.stop()
         worker.wait_for_log("Trying again", PATIENCE_S)
         assert worker.stop(PATIENCE_S) == 0
+
+
+@both_kinds
+def test_what_runs_in_a_warm_shutdown_goes_on_where_the_broker_is_lost(own_broker, key, kind):
+    """Its ack fails; that ends neither the other tasks nor the shutdown."""
+    with own_broker.worker(config=LOST) as worker:
+        for number in range(2):
+            own_broker.send("life_cycle.wait", f"{key}{number}", kind=kind)
+            own_broker.wait_for_notes(f"{key}{number}:started", 1)
+        worker.signal(signal.SIGTERM)
+        worker.wait_for_log("Warm shutdown", PATIENCE_S)
+        own_broker.broker.stop()
+        for number in range(2):
+            own_broker.release(f"{key}{number}")
+            own_broker.wait_for_notes(f"{key}{number}:finished", 1)
+        assert worker.wait(PATIENCE_S) is not None
 
 
 @pytest.mark.one_broker

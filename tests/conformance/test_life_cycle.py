@@ -241,9 +241,12 @@ def test_a_worker_that_has_grown_beyond_its_memory_per_child_finishes_what_runs_
         hoarding = own.send("life_cycle.hoard", 300, kind=kind)
         hoarding.get(timeout=PATIENCE_S)
         # Memory is looked at when tasks end, once a second at most.
-        while "worker_max_memory_per_child is 300000 KiB" not in worker.log:
+
+        def has_retired():
             own.send("life_cycle.process_id", kind=kind).forget()
-            worker.wait(0.1)
+            return "worker_max_memory_per_child is 300000 KiB" in worker.log
+
+        until(has_retired, "the look at the memory")
         own.release(key)
         assert worker.wait(PATIENCE_S) == 0
     assert running.state == "SUCCESS"

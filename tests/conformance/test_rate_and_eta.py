@@ -118,7 +118,7 @@ def test_a_time_that_is_past_is_now(shared, key, kind):
 def test_tasks_start_in_the_order_of_their_times(own, key):
     """And not of their sending; each slot is free until then."""
     with own.worker(concurrency=1) as worker:
-        start_s = time.time() + 2
+        start_s = time.time() + 4
         results = [
             own.send(
                 "rate_and_eta.tell",

@@ -118,12 +118,12 @@ def test_a_group_is_revoked_at_once(shared, key):
 def test_a_task_that_waits_for_its_time_is_revoked(own, key):
     """Its message goes when its time has come."""
     with own.worker() as worker:
-        eta = datetime.now(UTC) + timedelta(seconds=3)
+        eta = datetime.now(UTC) + timedelta(seconds=6)
         results = [own.send("revoke.wait", key, kind=kind, eta=eta) for kind in ("async", "plain")]
         for result in results:
             worker.wait_for_log(f"[{result.id}] received", PATIENCE_S)
-        results[0].revoke()
-        results[1].revoke(terminate=True)
+        revoke(own, results[0])
+        revoke(own, results[1], terminate=True)
         discards(worker, *results)
         assert all(is_revoked(result) for result in results)
         own.settled()

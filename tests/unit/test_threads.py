@@ -246,6 +246,25 @@ def test_after_the_shutdown_an_offer_is_refused(threads):
     assert not threads.offer(Future(), lambda: name_and(2))
 
 
+def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment(gate):
+    """Between the look for a free thread and the hand-over."""
+    threads = DaemonThreads(1, "sample")
+    stuck = threads.submit(gate.enter)
+    gate.await_arrivals(1)
+
+    class Unfinished(set):
+        def add(self, future):
+            super().add(future)
+            threads.leave_behind(stuck)
+
+    threads._unfinished = Unfinished(threads._unfinished)
+    future = Future()
+    if not threads.offer(future, lambda: name_and(1)):
+        future = threads.submit(name_and, 1)
+    assert future.result(PATIENCE_S)[1] == 1
+    threads.shutdown()
+
+
 def until_free(threads):
     """A call's result is there a moment before its thread is free."""
     deadline_s = time.monotonic() + PATIENCE_S

@@ -1,7 +1,6 @@
 """How a worker's shutdown waits for this pool."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -9,7 +8,7 @@ from celery.worker import state
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 
-from legit_embedding.pool.controller import adopt, cancel_requests, serve_acks_and_timers
+from legit_embedding.pool.controller import adopt, allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.legit_async import TaskPool
 
 
@@ -43,11 +42,12 @@ def worker(monkeypatch):
     app.close()
 
 
-class Worker(SimpleNamespace):
+class Worker:
     """Celery's `WorkController`, as far as the pool knows it."""
 
     def __init__(self, app, pool_cls=TaskPool):
-        super().__init__(app=app, pool_cls=pool_cls, pool=None, consumer=None)
+        self.app, self.pool_cls = app, pool_cls
+        self.pool = self.consumer = None
 
     def wait_for_soft_shutdown(self):
         raise AssertionError("Celery's own sleeps")
@@ -92,13 +92,16 @@ def test_a_worker_with_another_pool_is_left_alone():
         worker.wait_for_soft_shutdown()
 
 
-def test_requests_are_cancelled_by_the_consumer_of_the_apps_worker(worker):
-    cancel_requests(worker.app)
-    assert worker.consumer.cancelled == 1
+def test_requests_are_cancelled_by_the_consumer_of_the_pools_own_worker(worker):
+    other = Worker(worker.app)
+    adopt(other)
+    other.pool, other.consumer = Pool(), Consumer()
+    cancel_requests(worker.pool)
+    assert (worker.consumer.cancelled, other.consumer.cancelled) == (1, 0)
 
 
 def test_without_a_worker_there_is_nothing_to_cancel():
-    cancel_requests(Celery(set_as_current=False))
+    cancel_requests(Pool())
 
 
 # -- a hub that no longer runs -----------------------------------------------------------------------------------------
@@ -148,3 +151,41 @@ def test_timers_that_are_due_are_fired_heartbeats_among_them(hub):
     hub.timer.call_after(1000, fired.append, ("later",))
     serve_acks_and_timers(hub)
     assert fired == ["heartbeat"]
+
+
+def test_an_ack_that_fails_keeps_neither_the_others_nor_the_tasks_that_still_run(hub, caplog):
+    """The connection is gone: kombu raises it again from an ack that it has logged."""
+    broken, message = Message(), Message()
+
+    def ack_log_error():
+        raise BrokenPipeError
+
+    hub.call_soon(ack_log_error)
+    hub.call_soon(broken.ack_log_error)
+    hub.call_soon(message.ack_log_error)
+    serve_acks_and_timers(hub)
+    assert (broken.settled, message.settled) == (["ack"], ["ack"])
+    assert "an ack failed" in caplog.text
+
+
+def test_a_timer_that_fails_is_logged(hub, caplog):
+    hub.timer = Timer()
+
+    def heartbeat():
+        raise MemoryError
+
+    hub.timer.call_after(0, heartbeat)
+    serve_acks_and_timers(hub)
+    assert "a timer failed" in caplog.text
+
+
+def test_a_signals_handler_can_ack_where_it_has_interrupted_an_ack(hub):
+    allow_reentry(hub)
+    lock = hub._ready_lock
+    message = Message()
+    with hub._ready_lock:
+        hub.call_soon(message.ack_log_error)
+        serve_acks_and_timers(hub)
+    assert message.settled == ["ack"]
+    allow_reentry(hub)
+    assert hub._ready_lock is lock

@@ -15,6 +15,7 @@ from celery.worker import state
 from kombu.asynchronous import Hub
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
+from legit_embedding import threads as threads_module
 from legit_embedding.pool import compat
 from legit_embedding.pool import execution as execution_module
 from legit_embedding.pool import legit_async as pool_module
@@ -305,6 +306,21 @@ def test_a_second_interruption_does_not_hit_the_cleaning_up(start):
     worker.until_told(report)
     assert isinstance(report.error, Terminated)
     assert ended == ["cleaned up"]
+
+
+def test_a_job_whose_task_somebody_else_cancels_before_its_first_step_has_an_outcome(start):
+    worker = start()
+
+    async def cancel_everybody():
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if task.get_name().startswith("legit-job"):
+                task.cancel()
+        return "value"
+
+    reports = [worker.apply(cancel_everybody), worker.apply(at_once), worker.apply(at_once)]
+    worker.until_told(*reports)
+    assert reports[0].told == [("done", "value")]
+    assert all(len(report.told) == 1 for report in reports)
 
 
 def test_a_job_that_is_terminated_before_it_starts_never_starts(start):
@@ -655,6 +671,9 @@ def test_a_dead_loop_fails_every_job_and_asks_the_worker_to_stop_with_a_failure(
 # -- a cold shutdown's signal between any two lines --------------------------------------------------------------------
 
 
+WATCHED = {pool_module.__file__, execution_module.__file__, threads_module.__file__}
+
+
 class Interruption:
     """Runs `handler` here, as a signal does, before the `number`-th line that `functions` of the pool execute."""
 
@@ -662,6 +681,7 @@ class Interruption:
         self._left = number
         self._functions = functions
         self._handler = handler
+        self.before = lambda: None
         self.happened = False
 
     def __enter__(self):
@@ -674,7 +694,7 @@ class Interruption:
 
     def _enter_frame(self, frame, _event, _arg):
         code = frame.f_code
-        ours = code.co_filename == pool_module.__file__ and code.co_name in self._functions
+        ours = code.co_filename in WATCHED and code.co_name in self._functions
         return self._line if ours and not self.happened else None
 
     def _line(self, _frame, event, _arg):
@@ -682,6 +702,7 @@ class Interruption:
             self._left -= 1
             if self._left == 0:
                 self.happened = True
+                self.before()
                 self._handler()
         return self._line
 
@@ -695,7 +716,20 @@ def shut_down_cold(worker, reports):
     worker.pool.stop()
 
 
-def interrupted_at_every_line(start, functions, scenario):
+def until_or_so(condition):
+    """Gives threads the time for it, where it can come to pass."""
+    deadline_s = time.monotonic() + 0.02
+    while not condition() and time.monotonic() < deadline_s:
+        pass
+
+
+def shut_down_softly(worker, reports):
+    """The same, after a wait that is long enough for whatever can end."""
+    worker.pool.wait_until_idle(1000.0)
+    shut_down_cold(worker, reports)
+
+
+def interrupted_at_every_line(start, functions, scenario, handler=shut_down_cold):
     """Runs the scenario once for each line, and once without an interruption; how many lines there were."""
     number = 0
     happened = True
@@ -704,7 +738,7 @@ def interrupted_at_every_line(start, functions, scenario):
         state.should_terminate = None
         worker = start()
         reports = []
-        interruption = Interruption(number, functions, lambda: shut_down_cold(worker, reports))  # noqa: B023
+        interruption = Interruption(number, functions, lambda: handler(worker, reports))  # noqa: B023
         scenario(worker, reports, interruption)
         happened = interruption.happened
         if happened:
@@ -765,7 +799,46 @@ def test_a_signal_at_any_line_of_an_apply_to_a_free_thread_neither_hangs_nor_rep
             shut_down_cold(worker, reports)
             assert isinstance(running.error, Terminated)
 
-    assert interrupted_at_every_line(start, {"on_apply"}, scenario) > 15
+    assert interrupted_at_every_line(start, {"on_apply", "start_at_once", "offer"}, scenario) > 25
+
+
+@pytest.mark.usefixtures("no_way_out")
+def test_a_soft_shutdown_at_any_line_of_an_apply_to_a_free_thread_disowns_no_body_that_runs(start, gate):
+    """What has run is reported, and so acknowledged; what has not, goes back."""
+
+    def scenario(worker, reports, interruption):
+        worker.until_told(worker.apply(lambda _name: "value", "plain"))
+        deadline_s = time.monotonic() + PATIENCE_S
+        while ", 0 calls" not in repr(worker.pool._threads):
+            assert time.monotonic() < deadline_s
+        # The body begins before the signal, where it can, and ends once the pool waits for it, and not before.
+        gate.hold()
+        interruption.before = lambda: until_or_so(lambda: ran)
+        wait = worker.pool._waker.wait
+        worker.pool._waker.wait = lambda timeout_s: (gate.release(), wait(timeout_s))
+        ran, running = [], Report()
+        reports.append(running)
+
+        def body(_name):
+            ran.append("body")
+            gate.enter()
+
+        with interruption:
+            worker.pool.apply_async(
+                body,
+                ("plain",),
+                accept_callback=running.accept,
+                callback=running.callback("done"),
+                error_callback=running.callback("error"),
+                timeout_callback=running.callback("timeout"),
+            )
+        if not interruption.happened:
+            shut_down_softly(worker, reports)
+        gate.release()
+        assert [told for told in running.told if told[0] == "done"] == [("done", None)] * len(ran)
+
+    functions = {"on_apply", "start_at_once", "offer"}
+    assert interrupted_at_every_line(start, functions, scenario, shut_down_softly) > 25
 
 
 @pytest.mark.usefixtures("no_way_out")
