@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, version_info
 
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
@@ -103,7 +103,7 @@ class Site:
         self.app.conf.task_default_queue = queue
         self.node = f"{queue}@test"
 
-    def worker(self, *args, concurrency=4, config=None, pool=None, node=None):
+    def worker(self, *args, concurrency=4, config=None, pool=None, node=None, env=None):
         """A worker of this site's queue that is not started yet: use it with `with`."""
         return WorkerProcess(
             "conformance_app",
@@ -116,6 +116,7 @@ class Site:
                 "CONFORMANCE_QUEUE": self.queue,
                 "CONFORMANCE_NOTES": self._notes_url,
                 "CONFORMANCE_CONFIG": json.dumps(config or {}),
+                **(env or {}),
             },
             cwd=HERE,
         )
@@ -297,6 +298,12 @@ def key(notes_server):
     yield name
     with redis.Redis.from_url(notes_server.url()) as client:
         client.set(f"go:{name}", 1)
+
+
+def since(version, what):
+    """A behaviour that Celery itself has only from this version on."""
+    name = ".".join(map(str, version))
+    return pytest.mark.skipif(version_info[:2] < version, reason=f"Celery has this from {name} on: {what}")
 
 
 both_kinds = pytest.mark.parametrize("kind", ["async", "plain"])

@@ -293,11 +293,12 @@ def test_a_grown_pool_runs_more_at_once_and_a_shrunk_one_fewer(own, key, kind):
 
 @both_kinds
 def test_autoscale_follows_the_load(own, key, kind):
-    with own.worker("--autoscale", "4,1"):
+    with own.worker("--autoscale", "4,1", env={"AUTOSCALE_KEEPALIVE": "1"}):
         results = [own.send("life_cycle.meet", key, 4, kind=kind) for _ in range(4)]
         for result in results:
             result.get(timeout=PATIENCE_S)
         assert own.ask("stats")["autoscaler"]["max"] == 4
+        until(lambda: own.ask("stats")["pool"]["max-concurrency"] == 1, "the pool to shrink")
 
 
 def test_pool_restart_is_answered_and_what_runs_goes_on(own, key):

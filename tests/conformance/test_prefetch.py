@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conformance.conftest import PATIENCE_S, until
+from tests.conformance.conftest import PATIENCE_S, since, until
 
 CONCURRENCY = 2
 SENT = 10
@@ -65,6 +65,7 @@ def test_what_waits_for_a_slot_starts_in_the_order_in_which_it_came(own, key):
         assert own.notes(f"{key}:started") == [str(number) for number in range(SENT)]
 
 
+@since((5, 6), "worker_disable_prefetch")
 @pytest.mark.one_broker
 @pytest.mark.parametrize("name", ["wait", "wait_late"])
 def test_a_worker_that_must_not_prefetch_takes_what_it_can_start(own, key, name):
