@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since
 
 LOST = {"worker_cancel_long_running_tasks_on_connection_loss": True}
 KEPT = {"worker_cancel_long_running_tasks_on_connection_loss": False}
@@ -75,6 +75,23 @@ def test_what_runs_in_a_warm_shutdown_goes_on_where_the_broker_is_lost(own_broke
             own_broker.release(f"{key}{number}")
             own_broker.wait_for_notes(f"{key}{number}:finished", 1)
         assert worker.wait(PATIENCE_S) is not None
+
+
+@since((5, 6), "heartbeats while prefork's warm shutdown waits")
+def test_a_warm_shutdown_may_outlast_the_heartbeats_of_its_connection(own, key):
+    """A server that hears nothing for two of them closes the connection, and hands out again what was done."""
+    if own.broker.name != "rabbitmq":
+        pytest.skip("Redis and Valkey have no heartbeats")
+    heartbeat_s = 1
+    with own.worker(config={"broker_heartbeat": heartbeat_s}) as worker:
+        own.send("life_cycle.wait", key)
+        own.wait_for_notes(f"{key}:started", 1)
+        worker.signal(signal.SIGTERM)
+        worker.wait_for_log("Warm shutdown", PATIENCE_S)
+        assert worker.wait(6 * heartbeat_s) is None
+        own.release(key)
+        assert worker.wait(PATIENCE_S) == 0
+    assert own.counts == (0, 0)
 
 
 @pytest.mark.one_broker

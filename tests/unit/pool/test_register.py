@@ -62,3 +62,12 @@ def test_it_brings_no_model_library_and_no_app():
         "print(sorted({'torch', 'open_clip', 'transformers', 'legit_embedding.application'} & set(sys.modules)))"
     )
     assert in_fresh_python(code) == "[]"
+
+
+def test_the_pool_needs_nothing_but_celery_and_greenlet():
+    """So that it can be used alone, beside a few megabytes and not six gigabytes."""
+    code = (
+        "import sys, legit_embedding.pool.legit_async, legit_embedding.pool.task\n"
+        "print([name for name in ('redis', 'torch', 'numpy', 'pydantic', 'aiohttp') if name in sys.modules])"
+    )
+    assert in_fresh_python(code) == "[]"
