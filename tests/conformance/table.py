@@ -43,8 +43,9 @@ def write_table(path, outcomes):
     subjects = defaultdict(dict)
     for outcome in outcomes:
         row = subjects[outcome.subject].setdefault(outcome.behaviour, {})
+        before = row.get(outcome.column)
         # A test that passes and whose teardown fails has failed.
-        if row.get(outcome.column, outcome).said != "failed":
+        if before is None or before.said != "failed":
             row[outcome.column] = outcome
     versions = f"celery {version('celery')}, kombu {version('kombu')}, Python {platform.python_version()}"
     lines = [HEAD, f"Versions: {versions}.", ""]

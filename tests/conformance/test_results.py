@@ -1,6 +1,7 @@
 """What callers see of a result."""
 
 import datetime as dt
+import threading
 
 import pytest
 from celery.exceptions import TaskRevokedError
@@ -78,15 +79,24 @@ def test_a_task_that_tracks_its_start_is_seen_started_on_its_worker(shared, kind
 
 @pytest.mark.one_broker
 @both_kinds
-def test_each_state_reaches_a_caller_who_waits(shared, kind):
+def test_each_state_reaches_a_caller_who_waits(shared, key, kind):
     seen = []
-    result = shared.send("results.report_steps", 5, kind=kind)
+    result = shared.send("results.report_steps", key, 5, kind=kind)
+    consumer = shared.app.backend.result_consumer
 
     def on_message(meta):
         if meta["task_id"] == result.id:
             seen.append((meta["status"], meta["result"]))
 
+    def release():
+        until(lambda: consumer.on_message is on_message, "the caller to wait")
+        shared.release(key)
+
+    # What was there before somebody waits is told to nobody.
+    releasing = threading.Thread(target=release)
+    releasing.start()
     assert result.get(timeout=PATIENCE_S, on_message=on_message) == "done"
+    releasing.join()
     assert seen == [*(("PROGRESS", {"step": step}) for step in range(5)), ("SUCCESS", "done")]
 
 

@@ -94,7 +94,8 @@ def _end(outcome):
 
 
 @app.task(bind=True)
-async def report_steps(self, count):
+async def report_steps(self, key, count):
+    await released(key)
     for step in range(count):
         self.update_state(state="PROGRESS", meta={"step": step})
         await asyncio.sleep(0)
@@ -102,7 +103,8 @@ async def report_steps(self, count):
 
 
 @app.task(bind=True)
-def plain_report_steps(self, count):
+def plain_report_steps(self, key, count):
+    plain_released(key)
     for step in range(count):
         self.update_state(state="PROGRESS", meta={"step": step})
     return "done"
