@@ -201,7 +201,7 @@ def test_what_a_body_and_its_children_send_are_its_children(shared, kind):
 FORMS = [("chain", 7), ("group", [1, 2, 3, 4]), ("chord", 10), ("nested", 14)]
 
 
-@since((5, 6), "a client that finds a group done before it asked")
+@since((5, 7), "a client that finds a group done before it asked")
 @both_kinds
 @pytest.mark.parametrize(("form", "value"), FORMS, ids=[form for form, _ in FORMS])
 def test_a_body_sends_a_canvas(shared, kind, form, value):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from celery.app.defaults import NAMESPACES
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since, until
 
 SLACK_S = 0.05
 """The worker's clock for timers is not the one by which the tasks tell their time."""
@@ -26,7 +26,10 @@ def rarely(found, interval_s):
 
 # -- rate limits -------------------------------------------------------------------------------------------------------
 
+RATES = since((5, 7), "a rate that the first two tasks keep, too")
 
+
+@RATES
 @both_kinds
 def test_a_task_keeps_its_rate(shared, key, kind):
     for number in range(4):
@@ -36,6 +39,7 @@ def test_a_task_keeps_its_rate(shared, key, kind):
     assert rarely(found, 1 / 5)
 
 
+@RATES
 @pytest.mark.one_broker
 def test_several_tasks_keep_their_own_rates_and_hold_up_no_other(shared, key):
     names = {"rarely": 1 / 5, "often": 1 / 10}
@@ -173,6 +177,7 @@ def test_a_worker_takes_no_more_for_later_than_it_may(own, key):
         assert own.counts == (2 * limit, limit)
 
 
+@RATES
 @pytest.mark.one_broker
 @both_kinds
 def test_a_task_keeps_its_rate_after_its_time(shared, key, kind):

@@ -8,7 +8,7 @@ from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import ResultSet
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since, until
 
 MEGABYTE = 1_000_000
 
@@ -117,6 +117,7 @@ def test_a_forgotten_result_is_gone(shared, kind):
     assert shared.app.AsyncResult(result.id).state == "PENDING"
 
 
+@since((5, 7), "ignoring as both the task and its caller say")
 @pytest.mark.one_broker
 @both_kinds
 @pytest.mark.parametrize("outcome", ["success", "failure"])
@@ -132,6 +133,7 @@ def test_a_result_that_is_ignored_is_not_stored(shared, kind, outcome, by):
     assert shared.app.AsyncResult(result.id).state == "PENDING"
 
 
+@since((5, 7), "ignoring as both the task and its caller say")
 @pytest.mark.one_broker
 @both_kinds
 def test_errors_may_be_stored_even_where_results_are_ignored(shared, kind):
@@ -142,6 +144,7 @@ def test_errors_may_be_stored_even_where_results_are_ignored(shared, kind):
     assert success.state == "PENDING"
 
 
+@since((5, 7), "the reason of a revoke at the caller")
 @both_kinds
 @pytest.mark.not_applicable(pool="threads", reason="Celery's threads pool cannot stop a task")
 def test_a_running_task_that_is_revoked_with_terminate_raises_at_the_caller(shared, kind, key):

@@ -10,7 +10,7 @@ import redis
 from celery import group
 from celery.exceptions import TaskRevokedError
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since, until
 
 NAMES = {"async": "conformance_app.revoke.wait", "plain": "conformance_app.revoke.plain_wait"}
 SIGNAL = {"terminated": False, "signal": None, "expired": False}
@@ -147,6 +147,7 @@ def test_revokes_outlive_the_worker_where_they_are_written_down(own, key, tmp_pa
 # -- while they run ----------------------------------------------------------------------------------------------------
 
 
+@since((5, 7), "a state of its own for what runs on")
 @both_kinds
 def test_a_running_task_goes_on_when_it_is_revoked_without_terminate(shared, key, kind):
     result = shared.send("revoke.wait", key, kind=kind)

@@ -87,7 +87,7 @@ def test_a_retry_sends_its_signals_once_a_run(shared, kind):
     assert told.of("before_task_publish")["current"] == told.of("after_task_publish")["current"] == result.id
 
 
-@since((5, 6), "a request in the signal for a lost worker")
+@since((5, 7), "a request in the signal for a lost worker")
 @both_kinds
 def test_a_body_that_exits_sends_the_signal_of_its_failure_once(shared, kind):
     result = shared.send("signals.act", 1, "exit", kind=kind)
