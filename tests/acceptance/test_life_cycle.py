@@ -159,6 +159,23 @@ def test_a_stop_while_results_cannot_be_written_waits_and_a_cold_one_gives_the_t
         assert not client.exists("unacked")
 
 
+def test_a_bounded_stop_gives_back_what_cannot_be_written_in_time_and_exits_with_0(server, client, site, models_toml):
+    """TERM with `LEGIT_DRAIN_TIMEOUT_S`: the documentation promises an end within 25 s more."""
+    with EmbeddedServer() as results:
+        env = environment(server, models_toml, LEGIT_RESULTS_URL=results.url(), LEGIT_PRELOAD="minilm")
+        env |= {"LEGIT_METRICS_PORT": "0", "LEGIT_DRAIN_TIMEOUT_S": "0.5"}
+        with WorkerProcess("legit_embedding", args=ARGS, env=env) as worker:
+            results.pause()
+            for _ in range(3):
+                site.send(TEXTS, {"texts": ["a"], "reply_to": "replies"})
+            until(lambda: "legit_publish_backlog_entries 3.0" in metrics(worker), worker)
+            worker.signal(signal.SIGTERM)
+            assert worker.wait(0.5 + 25) == 0
+            assert "3 tasks still run after 0.5 s: their messages go back" in worker.log
+        assert queued(client) == 3
+        assert not client.exists("unacked")
+
+
 def test_a_worker_takes_only_the_queues_it_is_told(server, client, site, models_toml):
     site.send("tasks.preparation.prepare_images", {"items": [{"data": "AAAA"}]})
     site.send(TEXTS, {"texts": ["a"], "reply_to": "replies"})
