@@ -129,7 +129,9 @@ def test_a_cold_shutdown_returns_what_runs_and_what_waits_and_another_worker_doe
         own.settled()
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGQUIT)])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGQUIT)], ids=["INT-INT", "TERM-QUIT"]
+)
 def test_a_second_signal_turns_a_warm_shutdown_into_a_cold_one(own, key, numbers):
     with own.worker() as worker:
         start_waiting(own, key, 2, kind="async")
