@@ -5,7 +5,7 @@ On the loop's thread, but for `start_at_once`.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
@@ -32,20 +32,18 @@ class Report(Protocol):
 class Execution:
     """Starts jobs, counts their limits, interrupts them; reports each.
 
-    `tasks` are the app's by name, `threads` run the plain ones, `call` runs a function on the loop soon, `tell` passes
-    a callback of Celery's and its arguments on to the consumer's thread.
+    `threads` run the plain ones, `call` runs a function on the loop soon, `tell` passes a callback of Celery's and its
+    arguments on to the consumer's thread.
     """
 
     def __init__(
         self,
         *,
-        tasks: Mapping[str, Any],
         threads: DaemonThreads,
         call: Callable[..., bool],
         report: Report,
         tell: Callable[[Callable[..., Any] | None, tuple[Any, ...]], None],
     ) -> None:
-        self._tasks = tasks
         self._threads = threads
         self._call = call
         self._report = report
@@ -53,7 +51,7 @@ class Execution:
 
     def start_at_once(self, job: Job) -> bool:
         """On the consumer's thread: a plain job goes straight to a thread that runs already; whether it did."""
-        if self._is_async(job):
+        if job.is_async:
             return False
         # Set before anybody can run it: who interrupts it from now on cancels the future.
         job.future = Future()
@@ -93,16 +91,12 @@ class Execution:
         if job.doomed:
             self._give_up(job)
             return
-        if self._is_async(job):
+        if job.is_async:
             job.task = asyncio.get_running_loop().create_task(self._run(job), name=f"legit-job-{job.id}")
             # One that is cancelled before its first step, by whomever, never reports by itself.
             job.task.add_done_callback(partial(self._ended, job))
         else:
             job.future = self._threads.submit(self._run_in_thread, job)
-
-    def _is_async(self, job: Job) -> bool:
-        task = self._tasks.get(job.args[0]) if job.args else None
-        return getattr(task, "is_async", False)
 
     async def _run(self, job: Job) -> None:
         identity.enter_scope(job)

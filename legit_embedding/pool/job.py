@@ -26,6 +26,7 @@ class Job:
     soft_limit_s: float | None
     hard_limit_s: float | None
     interrupt: Callable[["Job", str, int | None], None]
+    is_async: bool = False
     handed_over: bool = False
     reason: str | None = None
     signal: int | None = None

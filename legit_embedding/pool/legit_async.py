@@ -52,6 +52,18 @@ def _asked(flag: bool | int | None) -> bool:
     return flag is not None and flag is not False
 
 
+def _limits(task: Any, args: tuple[Any, ...], soft_s: float | None, hard_s: float | None) -> tuple[Any, Any]:
+    """The limits of a call, soft and hard, else those that its task has now.
+
+    Celery passes those that the task had when the worker connected: its remote command `time_limit` would change
+    nothing before the next connection.
+    """
+    if task is None or len(args) <= REQUEST:
+        return soft_s, hard_s
+    hard_of_call, soft_of_call = args[REQUEST].get("timelimit") or (None, None)
+    return soft_of_call or task.soft_time_limit, hard_of_call or task.time_limit
+
+
 class TaskPool(BasePool):
     """`-P legit_async`. Built by Celery's worker, which calls every public method on the consumer's thread."""
 
@@ -109,7 +121,6 @@ class TaskPool(BasePool):
         self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
         self._tasks = self.app.tasks  # a cached property whose every look-up is slow
         self._execution = Execution(
-            tasks=self._tasks,
             threads=self._threads,
             call=self._loop.call,
             report=self._report,
@@ -256,7 +267,8 @@ class TaskPool(BasePool):
         timeout: float | None = None,
         **_: Any,
     ) -> Job:
-        soft_timeout, timeout = self._limits(args, soft_timeout, timeout)
+        task = self._tasks.get(args[0]) if args else None
+        soft_timeout, timeout = _limits(task, args, soft_timeout, timeout)
         job = Job(
             id=next(self._numbers),
             target=target,
@@ -268,6 +280,7 @@ class TaskPool(BasePool):
             soft_limit_s=soft_timeout or self.options.get("soft_timeout"),
             hard_limit_s=timeout or self.options.get("timeout"),
             interrupt=self._interrupt,
+            is_async=getattr(task, "is_async", False),
         )
         if self._closing or _asked(worker_state.should_stop):
             # What waited for a slot gets here while a shutdown frees them, or before the consumer has seen the signal.
@@ -288,18 +301,6 @@ class TaskPool(BasePool):
             self._loop_woken = True
             loop.call(self._start_new)
         return job
-
-    def _limits(self, args: tuple[Any, ...], soft_s: float | None, hard_s: float | None) -> tuple[Any, Any]:
-        """The limits of a call, else those that its task has now.
-
-        Celery passes those that the task had when the worker connected: its remote command `time_limit` would change
-        nothing before the next connection.
-        """
-        task = self._tasks.get(args[0]) if len(args) > REQUEST else None
-        if task is None:
-            return soft_s, hard_s
-        hard_of_call, soft_of_call = args[REQUEST].get("timelimit") or (None, None)
-        return soft_of_call or task.soft_time_limit, hard_of_call or task.time_limit
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """Interrupts the job that was accepted as `pid`."""

@@ -136,20 +136,19 @@ def test_a_signal_calls_a_start_off(make, monkeypatch, flag, raised):
 
 
 def test_a_lifespan_that_does_not_end_is_left_behind(make, caplog):
-    release = threading.Event()
+    release = asyncio.Event()
 
     @asynccontextmanager
     async def lifespan(_app):
         yield
-        while not release.is_set():
-            await asyncio.sleep(0.01)
+        await release.wait()
 
     thread = make(lifespan)
     thread.start()
     thread.stop(0)
     assert thread.alive
     assert "left behind" in caplog.text
-    release.set()
+    thread.call(release.set)
 
 
 def test_a_lifespan_that_fails_at_its_end_is_logged_and_is_no_death(make, caplog):
