@@ -6,9 +6,9 @@
 What another pool does not do is a finding about that pool, and is written down, not a failure of the run.
 """
 
+import functools
 import json
 import os
-import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +19,10 @@ from celery import Celery, version_info
 
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
+from tests import waiting
 from tests.conformance.brokers import BROKERS, RabbitBroker
 from tests.conformance.table import Outcome, write_table
+from tests.waiting import close_client
 
 HERE = Path(__file__).parent
 OURS = "legit_async"
@@ -184,20 +186,11 @@ class Site:
         until(lambda: self.counts == (0, 0), "the broker to have nothing left")
 
     def close(self):
-        # Results that are collected later would unsubscribe at a server that is gone by then.
-        self.app.backend.remove_pending_result = lambda result: result
-        self.app.backend.result_consumer.stop()
-        self.app.backend.client.close()
-        self.app.close()
+        close_client(self.app)
         self.redis.close()
 
 
-def until(condition, what):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}"
-        time.sleep(0.02)
+until = functools.partial(waiting.until, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

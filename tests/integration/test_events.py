@@ -21,6 +21,7 @@ from celery import Celery, chain
 from legit_embedding.testing.processes import GuardedProcess
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 NODE = "pool@test"
@@ -33,14 +34,6 @@ RETRIED, REVOKED, REJECTED, SENT = "task-retried", "task-revoked", "task-rejecte
 
 # Since 5.7 Celery also tells of failures that it used to record alone.
 FAILED_SINCE_5_7 = [FAILED] if celery.VERSION[:2] >= (5, 7) else []
-
-
-def until(condition, what):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}"
-        time.sleep(0.02)
 
 
 class Watch:

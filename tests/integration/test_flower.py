@@ -20,6 +20,7 @@ from celery import Celery
 from legit_embedding.testing.processes import GuardedProcess
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 NODE = "pool@test"
@@ -27,14 +28,6 @@ PATIENCE_S = 30
 SLOTS = 2
 SOFT_LIMIT_S, HARD_LIMIT_S = 300.0, 600.0
 LISTENS = re.compile(r"Visit me at http://127\.0\.0\.1:(\d+)")
-
-
-def until(condition, what):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}"
-        time.sleep(0.05)
 
 
 class Flower:

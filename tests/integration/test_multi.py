@@ -1,9 +1,9 @@
 """`celery multi` with two nodes whose pool is `legit_async`: daemons with pidfiles and logs of their own."""
 
 import contextlib
+import functools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ from celery import Celery
 
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import environment_without_site_settings
+from tests import waiting
+from tests.waiting import close_client
 
 HERE = Path(__file__).parent
 PATIENCE_S = 60
@@ -77,7 +79,7 @@ class Cluster:
             until(
                 lambda name=name: self.log(name).count(f"{name} ready.") >= times,
                 name,
-                lambda name=name: self.log(name),
+                more=lambda name=name: self.log(name),
             )
 
     def send(self, name, *args):
@@ -89,20 +91,11 @@ class Cluster:
         return sorted(result.get(timeout=PATIENCE_S) for result in results)
 
     def close(self):
-        # Results that are collected later would unsubscribe at a server that is gone by then.
-        self.app.backend.remove_pending_result = lambda result: result
-        self.app.backend.result_consumer.stop()
-        self.app.backend.client.close()
-        self.app.close()
+        close_client(self.app)
         self.redis.close()
 
 
-def until(condition, what, more=lambda: ""):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}\n{more()[-3000:]}"
-        time.sleep(0.05)
+until = functools.partial(waiting.until, timeout_s=PATIENCE_S)
 
 
 def alive(pid):

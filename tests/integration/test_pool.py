@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from celery.exceptions import TaskRevokedError, WorkerLostError
 
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, WorkerStartError
+from tests.waiting import close_client, until
 
 HERE = Path(__file__).parent
 NODE = "pool@test"
@@ -60,21 +60,9 @@ class Client:
         return self.broker.llen("celery")
 
     def close(self):
-        # Results that are collected later would unsubscribe at a server that is gone by then.
-        self.app.backend.remove_pending_result = lambda result: result
-        self.app.backend.result_consumer.stop()
-        self.app.backend.client.close()
-        self.app.close()
+        close_client(self.app)
         self.broker.close()
         self.redis.close()
-
-
-def until(condition, what):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

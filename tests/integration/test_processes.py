@@ -4,22 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from legit_embedding.testing.processes import GuardedProcess
+from tests.waiting import until
 
 PATIENCE_S = 30
 PARENT_AND_CHILD = "sleep 1000 & echo $!; wait"
-
-
-def until(condition):
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def alive(pid):

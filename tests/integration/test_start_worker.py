@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from celery.contrib.testing.app import setup_default_app
 from celery.contrib.testing.worker import start_worker
 
 import legit_embedding.pool  # noqa: F401  makes `legit_async` known
+from tests.waiting import until
 
 # The result backend's call of redis-py, in this process; other tests' workers have processes of their own.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -101,14 +101,6 @@ def app(redis_url, notes):
             own.backend.client.close()
     finally:
         signals.setup_logging.disconnect(keep_logging)
-
-
-def until(condition, what):
-    """Returns once `condition` holds; fails loudly where it does not within the bound."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"still waiting for {what}"
-        time.sleep(0.02)
 
 
 def test_it_starts_answers_the_ping_and_stops_several_times_in_a_row(app, notes):
