@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from legit_embedding.errors import ConfigurationError, LegitError
-from legit_embedding.testing.processes import GuardedProcess
+from legit_embedding.testing.processes import GuardedProcess, uninterrupted
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -98,11 +98,9 @@ class EmbeddedServer:
         if self.running:
             return self
         binary = find_binary()
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="legit-server-"))
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while True:
-            self._launch(binary, self._folder)
+            self._launch(binary)
             if self._await_ready(deadline_s):
                 return self
             log = self._started().log[-2000:]
@@ -144,7 +142,11 @@ class EmbeddedServer:
         self._started().signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # Ctrl-C, too: nobody calls __exit__ then
+            self.stop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -155,12 +157,15 @@ class EmbeddedServer:
         state = f"pid {self.pid} on port {self.port}" if self.running else "not running"
         return f"<EmbeddedServer {state}>"
 
-    def _launch(self, binary: str, folder: Path) -> None:
+    def _launch(self, binary: str) -> None:
         if self._port is None:
             self._port = free_port()
-        command = [binary, "--bind", HOST, "--port", str(self._port), "--dir", str(folder)]
-        command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *self._args]
-        self._process = GuardedProcess(command, folder=folder, log_name="server.log")
+        with uninterrupted():
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="legit-server-"))
+            command = [binary, "--bind", HOST, "--port", str(self._port), "--dir", str(self._folder)]
+            command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *self._args]
+            self._process = GuardedProcess(command, folder=self._folder, log_name="server.log")
 
     def _started(self) -> GuardedProcess:
         if self._process is None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from legit_embedding.errors import LegitError
-from legit_embedding.testing.processes import GuardedProcess
+from legit_embedding.testing.processes import GuardedProcess, uninterrupted
 
 READY = " ready."
 READY_TIMEOUT_S = 60.0
@@ -89,10 +89,11 @@ class WorkerProcess:
 
     def launch(self) -> None:
         """Starts the process and does not wait."""
-        self._folder = Path(tempfile.mkdtemp(prefix="legit-worker-"))
-        self._process = GuardedProcess(
-            self._command, folder=self._folder, log_name="worker.log", env=self._env, cwd=self._cwd
-        )
+        with uninterrupted():
+            self._folder = Path(tempfile.mkdtemp(prefix="legit-worker-"))
+            self._process = GuardedProcess(
+                self._command, folder=self._folder, log_name="worker.log", env=self._env, cwd=self._cwd
+            )
 
     def wait_for_log(self, text: str, timeout_s: float, *, count: int = 1) -> None:
         """Returns once `text` stands in the log `count` times.
@@ -142,7 +143,11 @@ class WorkerProcess:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:  # Ctrl-C, too: nobody calls __exit__ then
+            self.kill()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
