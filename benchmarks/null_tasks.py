@@ -14,6 +14,9 @@ import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
 
 FAILED = "a null task has failed:"
 
+THREADS = 8
+"""For plain tasks, as many as Celery's threads pool is given: more of them fight for the GIL."""
+
 results = os.environ.get("BENCHMARK_RESULT_URL")
 app = Celery(
     "null_tasks",
@@ -21,7 +24,12 @@ app = Celery(
     broker=os.environ.get("BENCHMARK_BROKER_URL"),
     backend=results,
 )
-app.conf.update(task_acks_late=True, task_ignore_result=not results, broker_connection_retry_on_startup=True)
+app.conf.update(
+    task_acks_late=True,
+    task_ignore_result=not results,
+    broker_connection_retry_on_startup=True,
+    legit_async_threads=THREADS,
+)
 
 
 @app.task

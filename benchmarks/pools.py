@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import pool_share
-from benchmarks.null_tasks import FAILED
+from benchmarks.null_tasks import FAILED, THREADS
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
 
@@ -77,7 +77,7 @@ class Run:
 
 POOLS = (
     Pool("solo", ("-P", "solo")),
-    Pool("threads", ("-P", "threads", "-c", "8")),
+    Pool("threads", ("-P", "threads", "-c", str(THREADS))),
     Pool("gevent", ("-P", "gevent", "-c", "64")),
     Pool("prefork", ("-P", "prefork", "-c", "2")),
     Pool("legit_async", ("-P", "legit_async", "-c", "256")),
