@@ -42,7 +42,7 @@ test-celery: setup ## the pool's tests on each version of Celery; CELERY_VERSION
 	tests/celery-versions.sh
 
 conformance: setup ## the behaviours of a worker on this pool and Celery's own, into docs/conformance.md
-	CONFORMANCE_PATIENCE_S=15 $(BIN)/python -m pytest tests/conformance --pools legit_async,threads,prefork --table docs/conformance.md
+	CONFORMANCE_PATIENCE_S=15 $(BIN)/python -m pytest tests/conformance --pools legit_async,threads,prefork --brokers valkey,pipelined,rabbitmq --table docs/conformance.md
 
 clean:           ## removes what setup and the tools made
 	rm -rf .venv .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -56,7 +56,8 @@ task_acks_late = True
 task_reject_on_worker_lost = True
 
 # The broker hands out again what was unacknowledged when a connection broke; the copy still running here would be a
-# second one, so it is cancelled.
+# second one, so it is cancelled. Not where our own transport talks to Redis: there it keeps its message, and the
+# application turns this off.
 worker_cancel_long_running_tasks_on_connection_loss = True
 
 # Results travel on streams. A producer that wants Celery's own result asks for it with ignore_result=False.
@@ -78,6 +79,8 @@ broker_connection_max_retries = None  # a worker that gives up at night is found
 broker_transport_options = {
     # When any unacknowledged message goes back to its queue, those of other applications on this broker too.
     "visibility_timeout": _settings.visibility_timeout_s,
+    # How long a worker lives that gives no sign of life; its messages go back then, and those of no other worker.
+    "lease_s": _settings.lease_s,
     # Look for them every second, not about every hundred: they are back within seconds of that time-out.
     "unacked_restore_interval": 1,
     "unacked_restore_throttle": 1,

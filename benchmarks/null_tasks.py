@@ -10,9 +10,13 @@ import sys
 from celery import Celery
 from celery.signals import task_failure, worker_ready
 
+import legit_embedding.broker
 import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
 
 FAILED = "a null task has failed:"
+
+if os.environ.get("BENCHMARK_TRANSPORT") == "legit":
+    legit_embedding.broker.install()
 
 THREADS = 8
 """For plain tasks, as many as Celery's threads pool is given: more of them fight for the GIL."""

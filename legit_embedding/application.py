@@ -14,6 +14,7 @@ from celery.concurrency import get_implementation
 from celery.signals import celeryd_init, worker_init
 
 import legit_embedding.control  # noqa: F401  registers the remote-control commands, for the worker and the command line
+from legit_embedding import broker
 from legit_embedding.config import settings, unknown_variables
 from legit_embedding.errors import ConfigurationError
 from legit_embedding.pool.legit_async import TaskPool
@@ -50,6 +51,8 @@ def create_app() -> Celery:
     Raises:
         ConfigurationError: a setting cannot be used, or a foreign module hides one of ours.
     """
+    if settings().broker_transport == "legit":
+        broker.install()
     celeryconfig = _own_module("celeryconfig")
     require_own("tasks")
     app = Celery("legit_embedding", task_cls="legit_embedding.pool.task:AsyncTask", set_as_current=False)
@@ -76,7 +79,7 @@ def _before_worker(instance: Any = None, **_: object) -> None:
 
 
 @worker_init.connect
-def _require_pool(sender: object = None, **_: object) -> None:
+def _fit_to_pool_and_broker(sender: object = None, **_: object) -> None:
     """Refuses to start under another pool: there is no runtime there, and every task would fail.
 
     Raises:
@@ -91,6 +94,9 @@ def _require_pool(sender: object = None, **_: object) -> None:
             "legit-embedding: the embedding tasks need `-P legit_async`; "
             f"this worker was started with {pool.__module__}:{pool.__name__}"
         )
+    if broker.outlives_connections(worker_app):
+        # What still runs keeps its messages, and acknowledges them over the next connection: nothing to cancel.
+        worker_app.conf.worker_cancel_long_running_tasks_on_connection_loss = False
 
 
 app = create_app()

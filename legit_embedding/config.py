@@ -61,6 +61,13 @@ class Settings(BaseSettings):
     visibility_timeout_s: int = _setting(
         3600, "Redis brokers: when an unacknowledged message goes back to its queue", unit="s", gt=0
     )
+    broker_transport: Literal["legit", "kombu"] = _setting(
+        "legit", "how Redis brokers are talked to: many messages a round trip, or as kombu does, one message at a time"
+    )
+    lease_s: float = _setting(
+        30.0, "Redis brokers, transport 'legit': how long after its death a worker's messages are back in their queues",
+        unit="s", ge=5,
+    )  # fmt: skip
     concurrency: int = _setting(
         256, "tasks in flight; batching needs them, so this is not the CPU count", unit="tasks", gt=0
     )

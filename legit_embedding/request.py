@@ -1,11 +1,10 @@
 """A task message, as the worker holds it from receipt to ack: two ways in which ours differ from Celery's."""
 
-from celery.worker.request import Request
-
 from legit_embedding import runtime
+from legit_embedding.pool.request import DecodedRequest
 
 
-class EmbeddingRequest(Request):
+class EmbeddingRequest(DecodedRequest):
     """An expired task is not dropped in silence: its producer is told, by an `expired` entry for each item."""
 
     def maybe_expire(self) -> bool:

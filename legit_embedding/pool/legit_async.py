@@ -30,8 +30,8 @@ from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of
 from legit_embedding.pool.retirement import Retirement
 from legit_embedding.pool.slots import Slots
-from legit_embedding.pool.waker import Waker
 from legit_embedding.threads import DaemonThreads
+from legit_embedding.waker import Waker
 
 logger = logging.getLogger(__name__)
 

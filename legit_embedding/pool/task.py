@@ -44,6 +44,7 @@ class AsyncTask(Task):
     """
 
     abstract = True
+    Request = "legit_embedding.pool.request:DecodedRequest"
     is_async = False
     async_run: Callable[..., Coroutine[Any, Any, Any]]
 

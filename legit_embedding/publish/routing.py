@@ -16,8 +16,10 @@ MAX_NAME_BYTES = 512
 PRIORITY_SEPARATOR = "\x06\x16"
 """Stands between a queue's name and a priority in the keys of kombu's Redis transport."""
 
-BROKER_KEYS = frozenset({"unacked", "unacked_index", "unacked_mutex", "celeryev"})
-BROKER_PREFIXES = ("_kombu.", "celeryev.", "celery-task-meta-", "celery-taskset-meta-")
+BROKER_KEYS = frozenset(
+    {"unacked", "unacked_index", "unacked_mutex", "unacked_leases", "unacked_deliveries", "celeryev"}
+)
+BROKER_PREFIXES = ("unacked_lease.", "_kombu.", "celeryev.", "celery-task-meta-", "celery-taskset-meta-")
 BROKER_SUFFIXES = (".pidbox",)
 OWN_PREFIX = "legit:"
 """What this package itself keeps on the result server: the routing switch, the workers' figures."""

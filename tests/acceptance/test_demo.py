@@ -74,7 +74,9 @@ def test_an_interrupted_demo_stops_everything_it_started(number, tmp_path):
         demo.kill()
         demo.wait()
     until(lambda: not {pid for pid in family if pid in command_lines()}, 10)
-    until(lambda: [path.name for path in tmp_path.iterdir()] == ["log"], 10)  # a guard may outlive the demo for a moment
+    until(
+        lambda: [path.name for path in tmp_path.iterdir()] == ["log"], 10
+    )  # a guard may outlive the demo for a moment
 
 
 @pytest.fixture

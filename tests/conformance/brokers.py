@@ -25,6 +25,8 @@ class ValkeyBroker:
     """What a queue holds is read from kombu's own keys."""
 
     name = "valkey"
+    transport = "kombu"
+    redis = True
 
     def __init__(self):
         self._server = EmbeddedServer()
@@ -54,10 +56,19 @@ class ValkeyBroker:
         return redis.Redis.from_url(self.url)
 
 
+class PipelinedBroker(ValkeyBroker):
+    """The same server, by way of our own transport."""
+
+    name = "pipelined"
+    transport = "legit"
+
+
 class RabbitBroker:
     """Debian's server as a process of ours, or the one that LEGIT_TEST_AMQP_URL names."""
 
     name = "rabbitmq"
+    transport = "kombu"
+    redis = False
 
     def __init__(self):
         self._given = os.environ.get(URL_VARIABLE)
@@ -150,4 +161,4 @@ class RabbitBroker:
         return next(((int(ready), int(held)) for name, ready, held in rows if name == queue), (0, 0))
 
 
-BROKERS = {broker.name: broker for broker in (ValkeyBroker, RabbitBroker)}
+BROKERS = {broker.name: broker for broker in (ValkeyBroker, PipelinedBroker, RabbitBroker)}

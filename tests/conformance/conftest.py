@@ -36,7 +36,7 @@ PATIENCE_S = float(os.environ.get("CONFORMANCE_PATIENCE_S", "30"))
 def pytest_addoption(parser):
     options = parser.getgroup("conformance")
     options.addoption("--pools", default=OURS, help="pools to run the conformance suite on")
-    options.addoption("--brokers", default="valkey,rabbitmq", help="brokers to run it on")
+    options.addoption("--brokers", default="pipelined,rabbitmq", help="brokers to run it on")
     options.addoption("--table", type=Path, help="write what came out to this Markdown file")
 
 
@@ -115,6 +115,7 @@ class Site:
             ],
             env={
                 "CONFORMANCE_BROKER": self.broker.url,
+                "CONFORMANCE_TRANSPORT": self.broker.transport,
                 "CONFORMANCE_QUEUE": self.queue,
                 "CONFORMANCE_NOTES": self._notes_url,
                 "CONFORMANCE_CONFIG": json.dumps(config or {}),

@@ -74,7 +74,7 @@ def test_a_failed_task_does_not_come_back(shared, key, kind, name):
 
 @both_kinds
 def test_an_unacknowledged_failure_is_a_dead_letter(own, key, kind):
-    if own.broker.name == "valkey":
+    if own.broker.redis:
         pytest.skip("Redis and Valkey have no dead letters")
     dead = f"{own.queue}-dead"
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
@@ -142,14 +142,14 @@ def test_a_body_that_ends_its_worker_comes_back_where_that_is_wished(shared, key
 
 
 def test_late_tasks_of_a_killed_worker_come_back(own, key):
-    """At once where the broker sees the connection end, else within the visibility timeout."""
-    options = {"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
-    config = {"broker_transport_options": options} if own.broker.name == "valkey" else {}
+    """At once where the broker sees the connection end, else within the visibility timeout, or the worker's lease."""
+    options = {"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1, "lease_s": 1}
+    config = {"broker_transport_options": options} if own.broker.redis else {}
     with own.worker(concurrency=2, config=config) as worker:
         results = [own.send("acks.wait_late", key, kind=kind) for kind in ("async", "plain")]
         own.wait_for_notes(f"{key}:started", 2)
         worker.kill()
-    if own.broker.name == "valkey":
+    if own.broker.redis:
         assert own.unacked == 2
     else:
         until(lambda: own.ready == 2, "the messages to be back")

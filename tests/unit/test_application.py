@@ -60,11 +60,11 @@ def test_a_missing_module_is_told():
 @pytest.mark.parametrize("pool", ["celery.concurrency.thread:TaskPool", "prefork"])
 def test_another_pool_stops_the_start(pool):
     with pytest.raises(SystemExit, match="-P legit_async"):
-        application._require_pool(sender=SimpleNamespace(app=application.app, pool_cls=pool))
+        application._fit_to_pool_and_broker(sender=SimpleNamespace(app=application.app, pool_cls=pool))
 
 
 def test_workers_of_other_apps_are_left_alone():
-    application._require_pool(sender=SimpleNamespace(app=object(), pool_cls="prefork"))
+    application._fit_to_pool_and_broker(sender=SimpleNamespace(app=object(), pool_cls="prefork"))
     application._before_worker(instance=SimpleNamespace(app=object()))
 
 

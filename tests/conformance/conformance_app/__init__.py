@@ -2,8 +2,9 @@
 
     celery -A conformance_app worker -P <pool>
 
-`CONFORMANCE_BROKER` is its broker and `CONFORMANCE_QUEUE` its queue; `CONFORMANCE_NOTES` is where it keeps results and
-notes for the tests, so that they survive the broker's death; `CONFORMANCE_CONFIG` holds further settings as JSON.
+`CONFORMANCE_BROKER` is its broker, reached through `CONFORMANCE_TRANSPORT`, and `CONFORMANCE_QUEUE` its queue;
+`CONFORMANCE_NOTES` is where it keeps results and notes for the tests, so that they survive the broker's death;
+`CONFORMANCE_CONFIG` holds further settings as JSON.
 """
 
 import asyncio
@@ -17,10 +18,14 @@ import redis.asyncio
 from celery import Celery
 from kombu import Queue
 
-import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
+import legit_embedding.broker
+import legit_embedding.pool  # makes `-P legit_async` known
 
 NOTES_URL = os.environ["CONFORMANCE_NOTES"]
 QUEUE = os.environ["CONFORMANCE_QUEUE"]
+
+if os.environ.get("CONFORMANCE_TRANSPORT") == "legit":
+    legit_embedding.broker.install()
 
 app = Celery(
     "conformance_app",

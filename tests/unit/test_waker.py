@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from legit_embedding.pool.waker import Waker
+from legit_embedding.waker import Waker
 
 
 @pytest.fixture

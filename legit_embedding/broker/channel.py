@@ -1,0 +1,189 @@
+"""A channel whose consumer takes many messages a round trip.
+
+Where there is no event loop (producers, `drain_events`, gevent), and where the server does not let us run scripts, it
+is kombu's own. Keys and messages are the same in both.
+"""
+
+import logging
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+import redis
+from kombu.transport import redis as stock
+from kombu.utils.compat import register_after_fork
+from kombu.utils.json import dumps
+from redis import exceptions
+
+from legit_embedding.broker.caretaker import Caretaker
+from legit_embedding.broker.consumer import Consumer, Options
+from legit_embedding.broker.holdings import Holdings, forget_all, holdings_of
+from legit_embedding.broker.names import Keys
+from legit_embedding.broker.qos import Message, QoS
+
+logger = logging.getLogger(__name__)
+
+DEFAULTS = Options()
+OPTIONS = ("take_messages", "take_bytes", "takes_in_flight", "lease_s", "push_wake_ups")
+"""Of ours among the transport's options."""
+
+MIN_TIMEOUT_S = 10.0
+
+_caretakers: dict[Hashable, Caretaker] = {}
+_publishers: dict[Hashable, Consumer] = {}
+_lock = threading.Lock()
+
+
+class Channel(stock.Channel):
+    """For `redis://` and `rediss://`; see `Consumer` for the flow of a message."""
+
+    QoS = QoS
+    Message = Message
+
+    take_messages = DEFAULTS.take_messages
+    take_bytes = DEFAULTS.take_bytes
+    takes_in_flight = DEFAULTS.takes_in_flight
+    lease_s = DEFAULTS.lease_s
+    push_wake_ups = DEFAULTS.pushes
+
+    from_transport_options = stock.Channel.from_transport_options + OPTIONS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.consumer: Consumer | None = None
+        self.arriving: Any = None
+        self.no_ack_queues: set[str] = set()
+        self.refused = False
+        self._holdings: Holdings | None = None
+        super().__init__(*args, **kwargs)
+        register_after_fork(self, _after_fork)
+
+    @property
+    def keys(self) -> Keys:
+        """The names on the server."""
+        return Keys.create(
+            prefix=self.global_keyprefix,
+            unacked=self.unacked_key,
+            index=self.unacked_index_key,
+            mutex=self.unacked_mutex_key,
+        )
+
+    @property
+    def broker(self) -> Hashable:
+        """What tells one broker, and one set of keys on it, from another."""
+        client = self.connection.client
+        return client.transport_cls, client.hostname, client.port, client.virtual_host, self.keys
+
+    @property
+    def holdings(self) -> Holdings:
+        """What this process holds, of this broker."""
+        if self._holdings is None:
+            self._holdings = holdings_of(self.broker)
+        return self._holdings
+
+    def poll(self, hub: Any) -> bool:
+        """In each turn of the loop; False where this channel is to be served as stock kombu does."""
+        if self.consumer is None:
+            if self.refused or not self.active_queues:
+                return False
+            self._start(hub)
+        if self.consumer is None:
+            return False
+        self.consumer.tick()
+        return True
+
+    def _start(self, hub: Any) -> None:
+        if not self.ack_emulation:
+            self.refused = True
+            return
+        holdings, keys, broker = self.holdings, self.keys, self.broker
+        timeout_s = max(self.socket_timeout or 0, MIN_TIMEOUT_S)
+        try:
+            self.consumer = Consumer(
+                self,
+                hub,
+                connection=self.async_pool.get_connection(),
+                keys=keys,
+                holdings=holdings,
+                options=Options(
+                    take_messages=self.take_messages,
+                    take_bytes=self.take_bytes,
+                    takes_in_flight=self.takes_in_flight,
+                    lease_s=self.lease_s,
+                    pushes=self.push_wake_ups,
+                    timeout_s=timeout_s,
+                ),
+            )
+        except exceptions.ResponseError as error:
+            self.refused = True
+            logger.warning("the broker does not let us run scripts (%s): kombu's own transport it is, slower", error)
+            return
+        pool = self._get_pool()
+        with _lock:
+            caretaker = _caretakers.setdefault(
+                broker,
+                Caretaker(connect=lambda: redis.Redis(connection_pool=pool), keys=keys, lease_s=self.lease_s),
+            )
+            _publishers[broker] = self.consumer
+        caretaker.serve(self.consumer.line, self, instead_of=holdings.lines_before)
+        holdings.lines_before = []
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """As kombu's."""
+        (self.no_ack_queues.add if no_ack else self.no_ack_queues.discard)(queue)
+        if self.consumer is not None:
+            self.consumer.draining = False
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def _basic_cancel(self, consumer_tag: str) -> Any:
+        queue = self._tag_to_queue.get(consumer_tag)
+        result = super()._basic_cancel(consumer_tag)
+        if self.consumer is not None and not self.consumer.lost:
+            if self.active_queues:
+                self.consumer.return_queue(queue)
+            elif not self.consumer.draining:
+                self.consumer.drain()
+        return result
+
+    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> Any:
+        publisher = _publishers.get(self.broker) if "_publish_batch" not in kwargs else None
+        if publisher is not None:
+            payload = dumps(message)
+            topics = self._get_publish_topics(exchange, routing_key)
+            if all(publisher.publish(topic, payload) for topic in topics):
+                return None
+        return super()._put_fanout(exchange, message, routing_key, **kwargs)
+
+    def close(self) -> None:
+        """As kombu's: gives back what is not settled, once it is known."""
+        consumer = self.consumer
+        if consumer is not None and not self.closed:
+            broker = self.broker
+            try:
+                for tag in list(self._consumers):
+                    self.basic_cancel(tag)
+            except exceptions.ConnectionError as error:
+                logger.warning("the connection to the broker was lost while it was closed: %s", error)
+            if self._qos is not None:
+                self._qos.restore_unacked_once()
+            with _lock:
+                if _publishers.get(broker) is consumer:
+                    del _publishers[broker]
+                caretaker = _caretakers.get(broker)
+            if consumer.close() and caretaker is not None:
+                caretaker.leave(consumer.line, self)
+            self.consumer = None
+        super().close()
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """For `sentinel://`."""
+
+    from_transport_options = stock.SentinelChannel.from_transport_options + OPTIONS
+
+
+def _after_fork(channel: Any) -> None:
+    """In a child of prefork's: what the parent holds is the parent's."""
+    channel.consumer = None
+    forget_all()
+    _caretakers.clear()
+    _publishers.clear()

@@ -1,0 +1,60 @@
+"""kombu's Redis transport, without its waiting: the poller and the transport."""
+
+from typing import Any
+
+from kombu.transport import redis as stock
+
+from legit_embedding.broker.channel import Channel, SentinelChannel
+
+
+class Poller(stock.MultiChannelPoller):
+    """Serves each channel once a turn."""
+
+    hub: Any = None
+
+    def on_poll_init(self, poller: Any) -> None:
+        """The caretaker restores, and does not keep the worker's start waiting."""
+        self.poller = poller
+
+    def on_poll_start(self) -> None:
+        """Before the loop waits."""
+        if self.hub is None:
+            super().on_poll_start()
+            return
+        for channel in list(self._channels):
+            if not channel.poll(self.hub) and channel.active_queues and channel.qos.can_consume():
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
+        update = getattr(self, "_update_brpop_polling", None)  # from kombu 5.7
+        if update is not None:
+            update()
+
+    def maybe_restore_messages(self) -> None:
+        """Of channels that no caretaker looks after."""
+        if any(channel.consumer is not None for channel in self._channels):
+            return
+        super().maybe_restore_messages()
+
+
+class Transport(stock.Transport):
+    """For `redis://` and `rediss://`."""
+
+    Channel = Channel
+    outlives_connections = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """From now on the loop serves this transport's channels."""
+        self.cycle.hub = loop
+        super().register_with_event_loop(connection, loop)
+
+
+class SentinelTransport(Transport):
+    """For `sentinel://`."""
+
+    default_port = stock.SentinelTransport.default_port
+    Channel = SentinelChannel
