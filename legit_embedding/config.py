@@ -145,6 +145,13 @@ class Settings(BaseSettings):
     results_maxlen: int | None = _setting(
         None, "approximate trimming of result streams; it can delete unread results", unit="entries", gt=0
     )
+    max_deliveries: int | None = _setting(
+        20,
+        "a task delivered more often than this, because its workers died, is given up: it goes to the dead letters; "
+        "0 or empty: never. Only Redis with transport 'legit', and quorum queues, count",
+        unit="deliveries",
+        ge=0,
+    )
     dead_letter_stream: str = _setting("embeddings:dead", "stream of the tasks given up", min_length=1)
     reply_to_routing: Literal["on", "off"] = _setting(
         "on", "off: everything to the global stream; a switch set at run time is kept on the server and wins"

@@ -113,6 +113,12 @@ class ExpiredError(EmbeddingError):
     code = "expired"
 
 
+class GivenUpError(EmbeddingError):
+    """The task was delivered many times and never finished: most likely it kills its workers."""
+
+    code = "given_up"
+
+
 class InternalError(EmbeddingError):
     """A bug of ours, reported to Sentry."""
 
@@ -133,6 +139,7 @@ ERROR_TYPES: frozenset[str] = frozenset(
         "out_of_memory",
         "invalid_vector",
         "expired",
+        "given_up",
         "internal",
     }
 )

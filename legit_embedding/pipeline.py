@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 # isort: off
-from legit_embedding.contract import EntryTemplate, Names, parse_envelope, salvage_reply_to
+from legit_embedding.contract import EntryTemplate, Names, dead_letter, parse_envelope, salvage_reply_to
 from legit_embedding.sources import Sources
 from legit_embedding.models.base import EmbeddingModel
 from legit_embedding.models.cache import ModelCache
@@ -25,6 +25,7 @@ from legit_embedding.config import Settings
 from legit_embedding.errors import (
     EmbeddingError,
     ExpiredError,
+    GivenUpError,
     InternalError,
     InvalidEnvelopeError,
     InvalidItemError,
@@ -112,6 +113,8 @@ class Pipeline:
         except InvalidEnvelopeError as error:
             return await self._refuse(error, salvage_reply_to(args, kwargs, self._names), kind, delivery)
         else:
+            if self._is_given_up(delivery):
+                await self._bury(args, kwargs, kind, delivery)
             return await self._embed(envelope, delivery)
         finally:
             self._count(-1)
@@ -140,6 +143,10 @@ class Pipeline:
         items = [item for item in envelope.items if isinstance(item, Item)]
         if not items:
             return
+        if self._is_given_up(delivery):
+            raise GivenUpError(
+                f"the task was delivered {delivery.attempt} times and never finished: most likely it kills its workers"
+            )
         left_s = None if delivery.expires_at_s is None else delivery.expires_at_s - self._clock.time()
         if left_s is not None and left_s <= 0:
             raise ExpiredError("the task's `expires` passed before its turn")
@@ -274,10 +281,23 @@ class Pipeline:
     async def _refuse(
         self, error: InvalidEnvelopeError, reply_to: str | None, kind: TaskKind, delivery: Delivery
     ) -> Summary:
-        entry = self._template(kind, delivery).refusal(error, at_ms=int(self._clock.time() * 1000))
+        entry = self._template(kind, delivery).refusal(error, at_ms=self._at_ms())
         self._metrics.item(NO_MODEL, error.code)
         receipts = await self._publisher.submit(reply_to, [entry])
         return summarise(delivery.task_id, receipts, ok=0, errors=1)
+
+    def _is_given_up(self, delivery: Delivery) -> bool:
+        most = self._settings.max_deliveries
+        return most is not None and 0 < most < delivery.attempt
+
+    async def _bury(self, args: Sequence[Any], kwargs: Mapping[str, Any], kind: TaskKind, delivery: Delivery) -> None:
+        """What the task was asked for is kept on the stream of dead letters."""
+        await self._publisher.bury(
+            dead_letter(args, kwargs, kind=kind, delivery=delivery, worker=self._identity, at_ms=self._at_ms())
+        )
+
+    def _at_ms(self) -> int:
+        return int(self._clock.time() * 1000)
 
     def _template(self, kind: TaskKind, delivery: Delivery) -> EntryTemplate:
         return EntryTemplate.create(self._names, delivery, worker=self._identity, modality=modality_of(kind))

@@ -9,10 +9,9 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import redis
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis import exceptions
@@ -32,13 +31,13 @@ TROUBLE_PAUSE_S = 1.0
 
 
 class Caretaker:
-    """Of one broker and one set of keys. `connect` makes a client with a pool of its own.
+    """Of one broker and one set of keys. `client` has a pool of its own, and is used on the thread alone.
 
     `lease_s` is how long a line lives that renews nothing, in seconds.
     """
 
-    def __init__(self, *, connect: Callable[[], "redis.Redis"], keys: Keys, lease_s: float) -> None:
-        self._connect = connect
+    def __init__(self, client: Any, *, keys: Keys, lease_s: float) -> None:
+        self._client = client
         self._keys = keys
         self._lease_s = lease_s
         self._lock = threading.Lock()
@@ -73,7 +72,7 @@ class Caretaker:
     # -- on the thread -------------------------------------------------------------------------------------------------
 
     def _run(self, stop: threading.Event) -> None:
-        client = self._connect()
+        client = self._client
         renew_at_s = overdue_at_s = 0.0
         troubled = False
         try:
@@ -98,7 +97,7 @@ class Caretaker:
         finally:
             client.connection_pool.disconnect()
 
-    def _renew(self, client: "redis.Redis") -> None:
+    def _renew(self, client: Any) -> None:
         keys = self._keys
         with self._lock:
             lines = dict(self._lines)
@@ -118,7 +117,7 @@ class Caretaker:
                     if line in self._lines:
                         self._lines[line] = now_s
 
-    def _restore_dead(self, client: "redis.Redis", stop: threading.Event) -> None:
+    def _restore_dead(self, client: Any, stop: threading.Event) -> None:
         keys = self._keys
         names = [keys.leases, keys.unacked, keys.index, keys.deliveries]
         while not stop.is_set():
@@ -130,7 +129,7 @@ class Caretaker:
 
     # -- stock kombu's visibility time-out -----------------------------------------------------------------------------
 
-    def _restore_overdue(self, client: "redis.Redis", stop: threading.Event) -> float:
+    def _restore_overdue(self, client: Any, stop: threading.Event) -> float:
         """Restores what stock workers have left behind; when to look again, in seconds."""
         with self._lock:
             channels = list(self._channels)
@@ -157,9 +156,7 @@ class Caretaker:
                     break
         return max(pauses)
 
-    def _restore(
-        self, client: "redis.Redis", channel: Any, token: str, found: list[tuple[bytes, bytes | None]]
-    ) -> None:
+    def _restore(self, client: Any, channel: Any, token: str, found: list[tuple[bytes, bytes | None]]) -> None:
         lists: dict[str, int] = {}
         arguments: list[Any] = []
         for tag, value in reversed(found):  # the oldest last: it is taken first

@@ -101,7 +101,7 @@ class Channel(stock.Channel):
             self.consumer = Consumer(
                 self,
                 hub,
-                connection=self.async_pool.get_connection(),
+                connection=_connection_of(self.async_pool),
                 keys=keys,
                 holdings=holdings,
                 options=Options(
@@ -117,12 +117,11 @@ class Channel(stock.Channel):
             self.refused = True
             logger.warning("the broker does not let us run scripts (%s): kombu's own transport it is, slower", error)
             return
-        pool = self._get_pool()
         with _lock:
-            caretaker = _caretakers.setdefault(
-                broker,
-                Caretaker(connect=lambda: redis.Redis(connection_pool=pool), keys=keys, lease_s=self.lease_s),
-            )
+            caretaker = _caretakers.get(broker)
+            if caretaker is None:
+                client = redis.Redis(connection_pool=self._get_pool())
+                caretaker = _caretakers[broker] = Caretaker(client, keys=keys, lease_s=self.lease_s)
             _publishers[broker] = self.consumer
         caretaker.serve(self.consumer.line, self, instead_of=holdings.lines_before)
         holdings.lines_before = []
@@ -179,6 +178,10 @@ class SentinelChannel(Channel, stock.SentinelChannel):
     """For `sentinel://`."""
 
     from_transport_options = stock.SentinelChannel.from_transport_options + OPTIONS
+
+
+def _connection_of(pool: Any) -> Any:
+    return pool.get_connection() if redis.VERSION >= (5, 3) else pool.get_connection("_")
 
 
 def _after_fork(channel: Any) -> None:

@@ -6,7 +6,6 @@ All on the event loop's thread, but for `ack`. Everything that is sent in one tu
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 import uuid
@@ -92,7 +91,6 @@ class Consumer:
         self._rotates = channel.queue_order_strategy == "round_robin"
         self._again_at_s: float | None = None
         self._waker = Waker()
-        self._process = os.getpid()
         self._connection = PipelinedConnection(connection, timeout_s=options.timeout_s, on_push=self._on_push)
         try:
             pushes = options.pushes and self._ask_for_pushes()
@@ -113,8 +111,7 @@ class Consumer:
         self._connection.check()
         self._return_dropped()
         self._send_acks()
-        if self._channel.active_queues:
-            self._take()
+        self._take()
         self._connection.flush()
         if self._inbox and self._channel.qos.can_consume():
             # Not from here: what Celery queues on the loop meanwhile, acks above all, would wait as long as the loop.
@@ -185,6 +182,8 @@ class Consumer:
         return int(prefetch - (len(qos._delivered) - len(qos._dirty)) - spoken_for)  # noqa: SLF001  kombu's own subclass
 
     def _take(self) -> None:
+        if not self._channel.active_queues:
+            return
         now_s = time.monotonic()
         while True:
             decision = self._takes.decide(now_s, room=self._room(), prefetch=self._channel.qos.prefetch_count)
@@ -357,6 +356,8 @@ class Consumer:
                 arguments += [each.tag, each.side, "1" if each.counted else "0", each.text or ""]
             names = [keys.unacked, keys.index, keys.owner(self.line), keys.deliveries]
             self._connection.run(_log_refusal, GIVE_BACK, names, *arguments)
+        if returns:
+            self._takes.woken()  # what this connection pushes itself it is not told of
 
     def return_now(self, returns: Sequence[Return]) -> None:
         """As `give_back`, and it is done when this returns, or the connection is lost."""

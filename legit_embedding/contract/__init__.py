@@ -2,7 +2,7 @@
 
 from legit_embedding.contract.envelope import parse_envelope, salvage_reply_to
 from legit_embedding.contract.names import EMBED_IMAGES, EMBED_TEXTS, PREPARE_IMAGES, Names
-from legit_embedding.contract.result import EntryTemplate, ResultEntry, parse_entry, summary_object
+from legit_embedding.contract.result import EntryTemplate, ResultEntry, dead_letter, parse_entry, summary_object
 
 __all__ = [
     "EMBED_IMAGES",
@@ -11,6 +11,7 @@ __all__ = [
     "EntryTemplate",
     "Names",
     "ResultEntry",
+    "dead_letter",
     "parse_entry",
     "parse_envelope",
     "salvage_reply_to",

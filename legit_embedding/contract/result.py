@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
 from typing import Any
@@ -21,6 +21,7 @@ from legit_embedding.values import (
     Outcome,
     RejectedItem,
     Summary,
+    TaskKind,
 )
 
 VERSION = "1"
@@ -169,6 +170,21 @@ def parse_entry(fields: Mapping[str, str], *, names: Names) -> ResultEntry:
     return ResultEntry(**known)
 
 
+def dead_letter(
+    args: Sequence[Any], kwargs: Mapping[str, Any], *, kind: TaskKind, delivery: Delivery, worker: str, at_ms: int
+) -> dict[str, str]:
+    """What is kept of a task that is given up, enough to send it again: `args` and `kwargs` are its own, as JSON."""
+    return {
+        "task_id": delivery.task_id,
+        "kind": kind,
+        "attempt": str(delivery.attempt),
+        "worker": worker,
+        "at_ms": str(at_ms),
+        "args": _compact(args) or "[]",
+        "kwargs": _compact(kwargs) or "{}",
+    }
+
+
 def summary_object(summary: Summary) -> dict[str, Any]:
     """What a task returns to a Celery result backend."""
     return {
@@ -187,7 +203,7 @@ def _readable(error: EmbeddingError) -> str:
     return (str(error) or error.code)[:MAX_ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
-def _compact(value: JsonObject) -> str:
+def _compact(value: JsonObject | Sequence[Any]) -> str:
     if not value:
         return ""
     try:

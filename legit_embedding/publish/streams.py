@@ -126,15 +126,11 @@ class Publisher:
         Raises:
             ShuttingDownError: from the future; the publisher stopped before all of them were confirmed.
         """
-        future: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
-        submission = Submission(future, [None] * len(entries), len(entries), self._clock.monotonic())
-        if self._closing:
-            submission.fail(_shutting_down())
-        elif not entries:
-            future.set_result([])
-        else:
-            self._accept(reply_to, submission, entries)
-        return future
+        return self._take(entries, self._rules.global_stream, partial(self._dispatcher.dispatch, reply_to))
+
+    def bury(self, entry: Mapping[str, str]) -> asyncio.Future[list[Receipt]]:
+        """As `submit`, for a task that is given up: `entry` goes to the stream of dead letters."""
+        return self._take([entry], self._rules.dead_letter_stream, self._backlog.add)
 
     async def wait_for_room(self) -> None:
         """Returns when there is room for more results and their server takes them.
@@ -248,16 +244,26 @@ class Publisher:
 
     # -- the books -----------------------------------------------------------------------------------------------------
 
-    def _accept(self, reply_to: str | None, submission: Submission, parts: Sequence[Mapping[str, str]]) -> None:
-        entries = []
-        for index, part in enumerate(parts):
-            fields = encode_fields(part)
-            entries.append(Entry(self._rules.global_stream, fields, held_nbytes(fields), submission, index))
-        self._open.add(submission)
-        self._drained.clear()
-        self._backlog.count_in(entries)
-        self._dispatcher.dispatch(reply_to, entries)
-        self._tell()
+    def _take(
+        self, parts: Sequence[Mapping[str, str]], stream: str, send: Callable[[list[Entry]], object]
+    ) -> asyncio.Future[list[Receipt]]:
+        future: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+        submission = Submission(future, [None] * len(parts), len(parts), self._clock.monotonic())
+        if self._closing:
+            submission.fail(_shutting_down())
+        elif not parts:
+            future.set_result([])
+        else:
+            encoded = [encode_fields(part) for part in parts]
+            entries = [
+                Entry(stream, fields, held_nbytes(fields), submission, index) for index, fields in enumerate(encoded)
+            ]
+            self._open.add(submission)
+            self._drained.clear()
+            self._backlog.count_in(entries)
+            send(entries)
+            self._tell()
+        return future
 
     def _confirm(self, entry: Entry, receipt: Receipt) -> None:
         if entry.is_confirmed:  # written twice, after a failure in between

@@ -56,11 +56,20 @@ class MemoryPublisher:
 
     def submit(self, reply_to: str | None, entries: Sequence[Mapping[str, str]]) -> asyncio.Future[list[Receipt]]:
         """See `Publisher.submit`."""
+        return self._take(entries, lambda entry: self._write(reply_to, entry))
+
+    def bury(self, entry: Mapping[str, str]) -> asyncio.Future[list[Receipt]]:
+        """See `Publisher.bury`."""
+        return self._take([entry], lambda each: self._append(self._rules.dead_letter_stream, each))
+
+    def _take(
+        self, entries: Sequence[Mapping[str, str]], write: Callable[[Mapping[str, str]], Receipt]
+    ) -> asyncio.Future[list[Receipt]]:
         future: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
         if self._closing:
             _stop(future)
             return future
-        receipts = [self._write(reply_to, entry) for entry in entries]
+        receipts = [write(entry) for entry in entries]
         nbytes = sum(held_nbytes(encode_fields(entry)) for entry in entries)
         self._pending_entries += len(receipts)
         self._pending_bytes += nbytes
@@ -113,9 +122,12 @@ class MemoryPublisher:
         if chosen.rejected is not None:
             self._rejected += 1
             entry[self._rejected_field] = chosen.rejected
-        parts = [part.decode() for part in encode_fields(entry)]  # as a reader of the server would see them
-        self.streams[chosen.stream].append(dict(zip(parts[::2], parts[1::2], strict=True)))
-        return Receipt(chosen.stream, f"{next(self._ids)}-0")
+        return self._append(chosen.stream, entry)
+
+    def _append(self, stream: str, fields: Mapping[str, str]) -> Receipt:
+        parts = [part.decode() for part in encode_fields(fields)]  # as a reader of the server would see them
+        self.streams[stream].append(dict(zip(parts[::2], parts[1::2], strict=True)))
+        return Receipt(stream, f"{next(self._ids)}-0")
 
     def _confirm(self, held: Held) -> None:
         future, receipts, nbytes = held

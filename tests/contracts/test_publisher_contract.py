@@ -133,6 +133,13 @@ async def test_entries_of_one_submission_that_fit_a_pipeline_stand_in_order(subj
         assert ids == sorted(ids)
 
 
+async def test_a_task_that_is_given_up_is_buried_among_the_dead_letters(subject):
+    async with subject.open() as publisher:
+        (receipt,) = await publisher.bury({"n": "a"})
+        assert receipt.stream == RULES.dead_letter_stream
+        assert names_on(subject, RULES.dead_letter_stream) == ["a"]
+
+
 async def test_each_submission_gets_its_own_receipts(subject):
     async with subject.open() as publisher:
         found = await asyncio.gather(*(publisher.submit(f"answers:{n % 3}", named(str(n), str(n))) for n in range(30)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 
 import numpy as np
 import pytest
@@ -212,6 +213,25 @@ async def test_a_task_that_expired_before_its_turn_is_not_computed(make_rig):
         await rig.run({"texts": texts(2)}, expires_at_s=rig.clock.time() - 1)
         assert errors_of(rig.entries()) == {0: "expired", 1: "expired"}
     assert rig.adapter.loads == []
+
+
+async def test_a_task_that_was_delivered_too_often_is_given_up_and_kept(make_rig):
+    async with make_rig(max_deliveries=3) as rig:
+        envelope = {"texts": texts(2)}
+        summary = await rig.run(envelope, task_id="t1", attempt=4)
+        assert errors_of(rig.entries()) == {0: "given_up", 1: "given_up"}
+        (letter,) = rig.publisher.streams["embeddings:dead"]
+    assert (summary.ok, summary.errors) == (0, 2)
+    assert (letter["task_id"], letter["kind"], letter["attempt"]) == ("t1", "texts", "4")
+    assert (json.loads(letter["args"]), json.loads(letter["kwargs"])) == ([envelope], {})
+    assert rig.adapter.loads == []
+
+
+@pytest.mark.parametrize("most", [3, 0, None])
+async def test_a_task_is_not_given_up_before(make_rig, most):
+    async with make_rig(max_deliveries=most) as rig:
+        summary = await rig.run({"texts": texts(1)}, attempt=3 if most else 1000)
+        assert (summary.ok, rig.publisher.streams["embeddings:dead"]) == (1, [])
 
 
 async def test_a_task_that_expires_while_it_waits_for_its_batch_is_not_computed(make_rig):
