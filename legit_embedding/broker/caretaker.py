@@ -109,13 +109,17 @@ class Caretaker:
             alive = run(
                 client, RENEW, [keys.leases, keys.index, keys.owner(line)], line, self._lease_s, "1" if scores else "0"
             )
-            if not alive:
+            if not alive and self._serves(line):
                 # Its next take is refused and gets a new lease; a line that is lost gets one when it is back.
                 logger.warning("a lease of this process had run out: what it held may run a second time elsewhere")
             elif scores:
                 with self._lock:
                     if line in self._lines:
                         self._lines[line] = now_s
+
+    def _serves(self, line: str) -> bool:
+        with self._lock:
+            return line in self._lines
 
     def _restore_dead(self, client: Any, stop: threading.Event) -> None:
         keys = self._keys
@@ -164,7 +168,8 @@ class Caretaker:
             for key, text in self._destinations(channel, tag, value):
                 arguments += [tag, lists.setdefault(self._keys.of(key), len(lists) + 1), text]
                 placed = True
-            if not placed and value is None:
+            if not placed:
+                # Out of the index, or it would be the first that is found for ever; its text stays in `unacked`.
                 arguments += [tag, 0, ""]
         keys = self._keys
         returned = run(client, RESTORE, [keys.index, keys.unacked, keys.mutex, *lists], token, *arguments)

@@ -20,6 +20,7 @@ from legit_embedding.broker.consumer import Consumer, Options
 from legit_embedding.broker.holdings import Holdings, forget_all, holdings_of
 from legit_embedding.broker.names import Keys
 from legit_embedding.broker.qos import Message, QoS
+from legit_embedding.broker.scripts import TAKE_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Channel(stock.Channel):
                 keys=keys,
                 holdings=holdings,
                 options=Options(
-                    take_messages=self.take_messages,
+                    take_messages=min(self.take_messages, TAKE_MAX),
                     take_bytes=self.take_bytes,
                     takes_in_flight=self.takes_in_flight,
                     lease_s=self.lease_s,
@@ -168,8 +169,7 @@ class Channel(stock.Channel):
                 if _publishers.get(broker) is consumer:
                     del _publishers[broker]
                 caretaker = _caretakers.get(broker)
-            if consumer.close() and caretaker is not None:
-                caretaker.leave(consumer.line, self)
+            consumer.close(lambda: None if caretaker is None else caretaker.leave(consumer.line, self))
             self.consumer = None
         super().close()
 
@@ -178,6 +178,20 @@ class SentinelChannel(Channel, stock.SentinelChannel):
     """For `sentinel://`."""
 
     from_transport_options = stock.SentinelChannel.from_transport_options + OPTIONS
+
+
+def require_master(client: Any) -> None:
+    """A replica would take no writes, however often we connect to it: the next URL may be better.
+
+    Raises:
+        redis.exceptions.ConnectionError: it is one.
+    """
+    try:
+        role = client.execute_command("ROLE")
+    except exceptions.ResponseError:  # not for this user, or unknown to this server: the first write will tell
+        return
+    if role and role[0] in {b"slave", "slave"}:
+        raise exceptions.ConnectionError("the server is a replica, and takes no writes")
 
 
 def _connection_of(pool: Any) -> Any:

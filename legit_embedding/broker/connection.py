@@ -97,6 +97,8 @@ class PipelinedConnection:
         replies: list[Reply] = []
         self.send(replies.append, *arguments)
         self.settle()
+        if passing(replies[0]):
+            raise exceptions.ConnectionError(f"the broker takes no commands for now: {replies[0]}")
         if is_error(replies[0]):
             raise exceptions.ResponseError(str(replies[0]))
         return replies[0]

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ class Consumer:
     ) -> None:
         self.line = uuid.uuid4().hex
         self.draining = False
+        self._closing = False
         self._channel = channel
         self._hub = hub
         self._thread: int | None = None
@@ -90,6 +91,7 @@ class Consumer:
         self._unconfirmed: deque[list[str]] = deque()
         self._rotates = channel.queue_order_strategy == "round_robin"
         self._again_at_s: float | None = None
+        self._acks_from_s = 0.0
         self._waker = Waker()
         self._connection = PipelinedConnection(connection, timeout_s=options.timeout_s, on_push=self._on_push)
         try:
@@ -156,6 +158,8 @@ class Consumer:
             replies: list[Reply] = []
             self._connection.run(replies.append, OPEN, self._names_to_open(before), *self._opening(before))
             self._connection.settle()
+            if passing(replies[0]):
+                raise exceptions.ConnectionError(f"the broker takes no commands for now: {replies[0]}")
             if is_error(replies[0]):
                 raise exceptions.ResponseError(str(replies[0]))
             if replies[0]:
@@ -331,6 +335,12 @@ class Consumer:
 
     def _send_acks(self) -> None:
         keys = self._keys
+        if not self._holdings.acks_waiting:
+            return
+        wait_s = self._acks_from_s - (now_s := time.monotonic())
+        if wait_s > 0 and not self._closing:
+            self._come_back(now_s, wait_s)
+            return
         while self._holdings.acks_waiting:
             tags, digests = self._holdings.take_acks(ACKS_A_COMMAND)
             self._unconfirmed.append(tags)
@@ -344,7 +354,8 @@ class Consumer:
         tags = self._unconfirmed.popleft()
         if is_error(reply):
             logger.error("%d acks were refused and will be repeated: %s", len(tags), reply)
-            self._hub.call_later(REFUSED_PAUSE_S, self._holdings.take_back_acks, tags)
+            self._holdings.take_back_acks(tags)
+            self._acks_from_s = time.monotonic() + REFUSED_PAUSE_S
 
     def give_back(self, returns: Sequence[Return]) -> None:
         """Puts messages back, the last one first where they go to the front: it is taken last again."""
@@ -393,16 +404,20 @@ class Consumer:
         self.draining = True
         self._settle_and_return_inbox()
 
-    def close(self, *, lost: bool = False) -> bool:
-        """Hangs up; whether everything was told. What was not is told over the next connection of this process."""
+    def close(self, leaving: Callable[[], object]) -> None:
+        """Hangs up. What could not be told is told over the next connection of this process.
+
+        `leaving` is called where everything was told, before the lease is given up.
+        """
+        self._closing = True
         try:
-            if not lost and self._connection.lost is None:
+            if self._connection.lost is None:
                 self._send_acks()
                 self._settle_and_return_inbox()
         except exceptions.ConnectionError as error:
             logger.warning("the connection to the broker was lost while it was closed: %s", error)
-        told = self._connection.lost is None and not lost
-        if told:
+        if self._connection.lost is None and not self._holdings.acks_waiting:
+            leaving()
             keys = self._keys
             try:
                 self._connection.call("ZREM", keys.leases, self.line)
@@ -419,7 +434,6 @@ class Consumer:
         finally:
             self._waker.close()
             self._connection.close()
-        return told
 
     @property
     def lost(self) -> bool:

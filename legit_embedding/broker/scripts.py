@@ -47,9 +47,10 @@ RETURN_ONE = """
 local function give_back(unacked, index, owner, deliveries, tag, side, counted, text)
   local value = redis.call('HGET', unacked, tag)
   local record = redis.call('HGET', owner, tag)
+  if not record then return 0 end
   redis.call('HDEL', owner, tag)
   redis.call('ZREM', index, tag)
-  if not value or not record then return 0 end
+  if not value then return 0 end
   local length, list = string.match(record, '^(%d+)|%d+|(.*)$')
   local message = string.sub(value, 2, 1 + tonumber(length))
   if text == '' then text = message end
@@ -60,7 +61,8 @@ local function give_back(unacked, index, owner, deliveries, tag, side, counted, 
     redis.call('HSET', deliveries, redis.sha1hex(text), count)
     redis.call('EXPIRE', deliveries, __TTL__)
   end
-  redis.call(side == 'L' and 'LPUSH' or 'RPUSH', list, text)
+  -- By pcall: where the list's key has become of another type, the message stays in `unacked`, and the rest goes on.
+  if type(redis.pcall(side == 'L' and 'LPUSH' or 'RPUSH', list, text)) ~= 'number' then return 0 end
   redis.call('HDEL', unacked, tag)
   return 1
 end
@@ -77,7 +79,8 @@ TAKE = Script(
     NOW
     + """
 if not redis.call('ZSCORE', KEYS[3], ARGV[5]) then return nil end
-local queues, room, bytes, rotate = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
+local queues, bytes, rotate = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4] == '1'
+local room, refused = math.min(tonumber(ARGV[2]), __MOST__), nil
 local order = string.format('%d%06d', tonumber(clock[1]), tonumber(clock[2]))
 local out, messages, records, scores, tags, from, turn = {}, {}, {}, {}, {}, {}, {}
 for i = 1, queues do turn[i] = i end
@@ -87,8 +90,9 @@ for first = 5, #KEYS - 1, queues do
   while room > 0 and bytes > 0 and #live > 0 do
     local queue = live[1]
     local list = KEYS[first + queue]
-    local message = redis.call('RPOP', list)
-    if not message then
+    local message = redis.pcall('RPOP', list)
+    if type(message) ~= 'string' then
+      if message then refused = message end -- a key of another type: the other queues go on
       table.remove(live, 1)
     else
       room, bytes = room - 1, bytes - #message
@@ -111,7 +115,7 @@ for first = 5, #KEYS - 1, queues do
     end
   end
 end
-if #from == 0 then return {out} end
+if #from == 0 then return refused or {out} end
 local done = redis.pcall('HSET', KEYS[1], unpack(messages))
 if type(done) ~= 'table' then done = redis.pcall('ZADD', KEYS[2], unpack(scores)) end
 if type(done) ~= 'table' then done = redis.pcall('HSET', KEYS[4], unpack(records)) end
@@ -126,7 +130,7 @@ if redis.call('HLEN', KEYS[5]) == 0 then return {out} end
 local counts = {}
 for i = 1, #from do counts[i] = tonumber(redis.call('HGET', KEYS[5], redis.sha1hex(out[2 * i])) or '0') end
 return {out, counts}
-""",
+""".replace("__MOST__", str(TAKE_MAX)),
 )
 
 # KEYS: unacked, index, owner, deliveries. ARGV: (tag, side, '1' if counted, text) of each message.
@@ -170,6 +174,7 @@ if ARGV[3] ~= '' then
   end
   redis.call('DEL', KEYS[5])
 end
+redis.call('ZREM', KEYS[3], '') -- as above: a script that has written goes on although the memory is used up
 redis.call('ZADD', KEYS[3], now + tonumber(ARGV[2]), ARGV[1])
 return returned
 """,
@@ -182,6 +187,7 @@ RENEW = Script(
     NOW
     + """
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
+redis.call('ZREM', KEYS[1], '') -- as above
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 if ARGV[3] == '1' then
   local tags = redis.call('HKEYS', KEYS[3])
@@ -250,12 +256,15 @@ local returned, last, held = 0, nil, false
 for i = 2, #ARGV, 3 do
   local tag, list = ARGV[i], tonumber(ARGV[i + 1])
   if tag ~= last then
-    held = redis.call('HDEL', KEYS[2], tag) == 1
+    held = redis.call('HEXISTS', KEYS[2], tag) == 1
     redis.call('ZREM', KEYS[1], tag)
     last = tag
     if held and list > 0 then returned = returned + 1 end
   end
-  if held and list > 0 then redis.call('RPUSH', KEYS[3 + list], ARGV[i + 2]) end
+  -- Pushed first: a list's key may be of another type, and the message must not be lost then.
+  if held and list > 0 and type(redis.pcall('RPUSH', KEYS[3 + list], ARGV[i + 2])) == 'number' then
+    redis.call('HDEL', KEYS[2], tag)
+  end
 end
 if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
 return returned

@@ -3,8 +3,9 @@
 from typing import Any
 
 from kombu.transport import redis as stock
+from redis import exceptions
 
-from legit_embedding.broker.channel import Channel, SentinelChannel
+from legit_embedding.broker.channel import Channel, SentinelChannel, require_master
 
 
 class Poller(stock.MultiChannelPoller):
@@ -42,10 +43,26 @@ class Transport(stock.Transport):
 
     Channel = Channel
     outlives_connections = True
+    # A master that has become a replica: kombu would let the worker end.
+    connection_errors = (*stock.Transport.connection_errors, exceptions.ReadOnlyError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def establish_connection(self) -> Any:
+        """As kombu's, but to a master.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server is a replica.
+        """
+        connection = super().establish_connection()
+        try:
+            require_master(self._avail_channels[0].client)
+        except exceptions.ConnectionError:
+            self.close_connection(connection)
+            raise
+        return connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """From now on the loop serves this transport's channels."""

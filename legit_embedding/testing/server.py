@@ -48,11 +48,12 @@ def find_binary() -> str:
 class EmbeddedServer:
     """A server on the loopback interface that keeps nothing on disk and ends with this process.
 
-    `port` None takes a free one; `args` are further arguments of the server, such as `"--appendonly", "yes"`. Data
-    survives `kill` and `restart` only where `args` ask for it.
+    `port` None takes a free one, `binary` None what `find_binary` finds; `args` are further arguments of the server,
+    such as `"--appendonly", "yes"`. Data survives `kill` and `restart` only where `args` ask for it.
     """
 
-    def __init__(self, *, port: int | None = None, args: Sequence[str] = ()) -> None:
+    def __init__(self, *, port: int | None = None, args: Sequence[str] = (), binary: str | None = None) -> None:
+        self._binary = binary
         self._wanted_port = port
         self._args = tuple(args)
         self._port: int | None = port
@@ -97,7 +98,7 @@ class EmbeddedServer:
         """
         if self.running:
             return self
-        binary = find_binary()
+        binary = self._binary or find_binary()
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while True:
             self._launch(binary)
