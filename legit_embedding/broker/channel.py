@@ -135,13 +135,10 @@ class Channel(stock.Channel):
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
-        queue = self._tag_to_queue.get(consumer_tag)
         result = super()._basic_cancel(consumer_tag)
-        if self.consumer is not None and not self.consumer.lost:
-            if self.active_queues:
-                self.consumer.return_queue(queue)
-            elif not self.consumer.draining:
-                self.consumer.drain()
+        consumer = self.consumer
+        if consumer is not None and not consumer.lost and not consumer.draining and not self.active_queues:
+            consumer.drain()
         return result
 
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> Any:

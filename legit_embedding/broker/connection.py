@@ -51,6 +51,10 @@ def passing(reply: Reply) -> bool:
     return is_error(reply) and str(reply).startswith(PASSING)
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"  # the repr of redis-py's errors leaves out what the server said
+
+
 class PipelinedConnection:
     """Sends without waiting; `on_reply` of each command is called once, in order, with its reply or its `ReplyError`.
 
@@ -244,12 +248,14 @@ class PipelinedConnection:
 
     def _guard(self) -> None:
         if self.lost is not None:
-            raise exceptions.ConnectionError(f"the connection to the broker is lost: {self.lost!r}") from self.lost
+            raise exceptions.ConnectionError(f"the connection to the broker is lost: {_said(self.lost)}") from self.lost
 
     def _lose(self, error: Exception) -> None:
         self.lost = error
         self._guard()
 
     def __repr__(self) -> str:
-        state = f"lost: {self.lost!r}" if self.lost else f"{len(self._waiting)} unanswered, {len(self._out)} B to send"
+        state = (
+            f"lost: {_said(self.lost)}" if self.lost else f"{len(self._waiting)} unanswered, {len(self._out)} B to send"
+        )
         return f"<PipelinedConnection {state}>"

@@ -1,6 +1,9 @@
 """The flow of a message: taken from its queue, delivered, acknowledged or given back.
 
 All on the event loop's thread, but for `ack`. Everything that is sent in one turn of the loop goes out together.
+
+Celery begins a cold shutdown in a signal's handler, which may have interrupted us between any two lines, and cancels
+the consumer there. So what reads or writes is marked as busy, and who comes meanwhile leaves a note for the next turn.
 """
 
 import itertools
@@ -80,6 +83,8 @@ class Consumer:
         self.line = uuid.uuid4().hex
         self.draining = False
         self._closing = False
+        self._busy = False
+        self._notes: deque[Return] = deque()
         self._channel = channel
         self._hub = hub
         self._thread: int | None = None
@@ -110,22 +115,31 @@ class Consumer:
     def tick(self) -> None:
         """Once in each turn, before the loop waits: sends what there is to send."""
         self._thread = threading.get_ident()
-        self._connection.check()
-        self._return_dropped()
-        self._send_acks()
-        self._take()
-        self._connection.flush()
+        self._busy = True
+        try:
+            self._connection.check()
+            self._return_dropped()
+            self._return_noted()
+            self._send_acks()
+            self._take()
+            self._connection.flush()
+        finally:
+            self._busy = False
         if self._inbox and self._channel.qos.can_consume():
             # Not from here: what Celery queues on the loop meanwhile, acks above all, would wait as long as the loop.
             self._waker.wake()
 
     def _on_readable(self) -> None:
-        self._connection.read()
-        if self._inbox:
-            # First of all the next takes go out, so that their way and our work overlap.
-            self._take()
-            self._connection.flush()
-            self._deliver()
+        self._busy = True
+        try:
+            self._connection.read()
+            if self._inbox:
+                # First of all the next takes go out, so that their way and our work overlap.
+                self._take()
+                self._connection.flush()
+        finally:
+            self._busy = False
+        self._deliver()
 
     def _on_wake(self) -> None:
         self._waker.clear()
@@ -133,9 +147,13 @@ class Consumer:
 
     def publish(self, topic: str, payload: str) -> bool:
         """A fanout message, without waiting for the server; False where the caller has to do it itself."""
-        if self._thread != threading.get_ident() or self._connection.lost is not None:
+        if self._busy or self._thread != threading.get_ident() or self._connection.lost is not None:
             return False
-        self._connection.send(_log_refusal, "PUBLISH", self._keys.of(topic), payload)
+        self._busy = True
+        try:
+            self._connection.send(_log_refusal, "PUBLISH", self._keys.of(topic), payload)
+        finally:
+            self._busy = False
         self._waker.wake()  # the next turn sends it, together with what else there is
         return True
 
@@ -285,6 +303,9 @@ class Consumer:
         until_s = time.monotonic() + SLICE_S
         while self._inbox and qos.can_consume():
             taken = self._inbox.popleft()
+            if taken.queue not in channel._active_queues:  # noqa: SLF001  cancelled meanwhile
+                self._notes.append(Return(taken.tag))
+                continue
             if rotate is not None:
                 rotate(taken.queue)
             self._deliver_one(taken)
@@ -326,12 +347,17 @@ class Consumer:
             if self._thread != threading.get_ident():
                 self._waker.wake()
             return
-        if self._thread == threading.get_ident():
+        if self._busy or self._thread != threading.get_ident():
+            self._waker.wake()
+            return
+        self._busy = True
+        try:
+            self._return_noted()
             self._send_acks()
             self._connection.flush()
             self._connection.read()  # so that the replies of a long drain do not pile up
-        else:
-            self._waker.wake()
+        finally:
+            self._busy = False
 
     def _send_acks(self) -> None:
         keys = self._keys
@@ -372,24 +398,25 @@ class Consumer:
 
     def return_now(self, returns: Sequence[Return]) -> None:
         """As `give_back`, and it is done when this returns, or the connection is lost."""
-        self.give_back(returns)
-        self._connection.settle()
+        self._busy = True
+        try:
+            self.give_back(returns)
+            self._connection.settle()
+        finally:
+            self._busy = False
 
     def return_soon(self, message: Return) -> None:
-        """As `give_back`, at the latest with the loop's next turn."""
-        self.give_back([message])
-        if self.draining:
-            self._connection.flush()
-        else:
-            self._waker.wake()
+        """As `give_back`, with the loop's next turn, or at once where that may not come."""
+        self._notes.append(message)
+        self._waker.wake()
+        self._hurry()
 
-    def return_queue(self, queue: str) -> None:
-        """A queue is no longer consumed: what was taken of it and not delivered goes back."""
-        unwanted = [taken for taken in self._inbox if taken.queue == queue]
-        if unwanted and self._connection.lost is None:
-            self._inbox = deque(taken for taken in self._inbox if taken.queue != queue)
-            self.give_back([Return(taken.tag) for taken in reversed(unwanted)])
-            self._waker.wake()
+    def _return_noted(self) -> None:
+        notes = []
+        while self._notes:
+            notes.append(self._notes.popleft())
+        # In reverse, because they are noted in the order in which they were taken.
+        self.give_back(notes[::-1])
 
     def _return_dropped(self) -> None:
         dropped = self._holdings.take_dropped()
@@ -402,7 +429,8 @@ class Consumer:
     def drain(self) -> None:
         """No queue is consumed any more: what no task has seen goes back; from now on acks do not wait for the loop."""
         self.draining = True
-        self._settle_and_return_inbox()
+        if not self._busy:  # else with the end
+            self._settle_and_return_inbox()
 
     def close(self, leaving: Callable[[], object]) -> None:
         """Hangs up. What could not be told is told over the next connection of this process.
@@ -441,6 +469,14 @@ class Consumer:
         return self._connection.lost is not None
 
     def _settle_and_return_inbox(self) -> None:
+        self._busy = True
+        try:
+            self._settle()
+        finally:
+            self._busy = False
+
+    def _settle(self) -> None:
+        self._return_noted()
         self._connection.settle()
         unseen = [Return(taken.tag) for taken in reversed(self._inbox)]
         self._inbox.clear()

@@ -127,5 +127,5 @@ def _text_of(message: Any) -> str:
     """A message that somebody may have worked on, as stock kombu gives it back."""
     payload = message._raw  # noqa: SLF001  kombu keeps it for this
     mark_redelivered(payload)
-    payload["headers"].pop(DELIVERY_COUNT, None)
+    (payload.get("headers") or {}).pop(DELIVERY_COUNT, None)
     return str(dumps(payload))

@@ -26,6 +26,7 @@ from legit_embedding.pool import identity
 from legit_embedding.pool.controller import allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
 from legit_embedding.pool.job import ABANDONED, Job
+from legit_embedding.pool.logs import others_may_log
 from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of
 from legit_embedding.pool.retirement import Retirement
@@ -144,6 +145,7 @@ class TaskPool(BasePool):
         """Celery has lost its connection, and cleared its semaphore."""
         self._slots.recount()
 
+    @others_may_log()
     def on_stop(self) -> None:
         """Warm: returns when every job is done and reported, or the time for it is up; cold: at the latest soon.
 
@@ -159,12 +161,14 @@ class TaskPool(BasePool):
             self._give_back()
         self._close()
 
+    @others_may_log()
     def on_terminate(self) -> None:
         """Cold: interrupts every job, leaves its message unacknowledged, and does not wait for long."""
         self._closing = True
         self._give_back()
         self._close()
 
+    @others_may_log()
     def wait_until_idle(self, timeout_s: float) -> None:
         """Returns when no job runs any more, or after that many seconds; a cold shutdown has to follow."""
         self._closing = True

@@ -23,9 +23,14 @@ def test_a_signal_waits_until_the_block_is_left(number):
 
 def test_ctrl_c_is_raised_when_the_block_is_left():
     finished = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        finished.append(True)
+
+    def start():
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            finished.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
     assert finished
 
 
