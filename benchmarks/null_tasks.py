@@ -1,6 +1,9 @@
-"""The app that `benchmarks.pools` measures: tasks that do nothing. The environment says where they come from.
+"""The app that `benchmarks.pools` and `benchmarks.drain` measure: tasks that do nothing.
+
+Their arguments only make the message longer. The environment says where they come from.
 
 `BENCHMARK_BROKER_URL` is the broker, `BENCHMARK_RESULT_URL` where results are stored, unset: nowhere.
+`BENCHMARK_TRANSPORT` is `legit` where our transport is to talk to Redis.
 `BENCHMARK_TASK_CLASS` is the class of the tasks, for pools that bring async tasks of their own.
 """
 
@@ -11,7 +14,7 @@ from celery import Celery
 from celery.signals import task_failure, worker_ready
 
 import legit_embedding.broker
-import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
+import legit_embedding.pool  # makes `-P legit_async` known
 
 FAILED = "a null task has failed:"
 
@@ -37,12 +40,12 @@ app.conf.update(
 
 
 @app.task
-async def async_null() -> None:
+async def async_null(*_: str) -> None:
     """Nothing, on the loop."""
 
 
 @app.task
-def plain_null() -> None:
+def plain_null(*_: str) -> None:
     """Nothing, in a thread, or wherever the pool runs plain functions."""
 
 

@@ -13,13 +13,10 @@ runs in that environment, which needs Celery with its Redis extra, and its `asyn
 
 import argparse
 import json
-import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import redis
 from celery import Celery
@@ -27,31 +24,22 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import pool_share
-from benchmarks.null_tasks import FAILED, THREADS
+from benchmarks.workers import (
+    POOLS,
+    Pool,
+    RunFailedError,
+    await_done,
+    check,
+    chosen,
+    cpu_seconds,
+    lay,
+    resident_mib,
+    worker_of,
+)
 from legit_embedding.testing.server import EmbeddedServer
-from legit_embedding.testing.worker import WorkerProcess
 
-UNAWAITED = "was never awaited"  # a pool that takes a coroutine for a result would look fast
 QUEUE, ASIDE = "celery", "benchmark:aside"
 WARM_UP_TASKS = 500
-BOUND_S = 600.0
-LOOK_S, LONGEST_LOOK_S = 0.005, 1.0
-CHUNK = 1000
-QUIET = ("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat")
-
-
-class RunFailedError(Exception):
-    """A pool could not run the tasks; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A pool as one starts it; `python` None is this interpreter."""
-
-    name: str
-    args: tuple[str, ...]
-    python: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +63,12 @@ class Run:
         return f"{self.tasks_per_s:.0f} tasks/s, {self.cpu_us_per_task:.0f} µs of CPU a task, {self.rss_mib:.0f} MiB"
 
 
-POOLS = (
-    Pool("solo", ("-P", "solo")),
-    Pool("threads", ("-P", "threads", "-c", str(THREADS))),
-    Pool("gevent", ("-P", "gevent", "-c", "64")),
-    Pool("prefork", ("-P", "prefork", "-c", "2")),
-    Pool("legit_async", ("-P", "legit_async", "-c", "256")),
-)
 COLUMNS = (
     Column("async", "async_null", results=False),
     Column("plain", "plain_null", results=False),
     Column("async+results", "async_null", results=True),
     Column("plain+results", "plain_null", results=True),
 )
-
-
-class Worker(WorkerProcess):
-    """A worker of another environment, if it is told one."""
-
-    def __init__(self, pool: Pool, env: Mapping[str, str]) -> None:
-        super().__init__("benchmarks.null_tasks", args=[*pool.args, *QUIET], env=env, cwd=Path(__file__).parent.parent)
-        if pool.python is not None:
-            self._command = [pool.python, "-m", "celery", *self._command[self._command.index("-A") :]]
 
 
 def custom_pool(implementation: str, python: str | None) -> Pool:
@@ -116,25 +88,10 @@ def messages(client: redis.Redis, url: str, task: str, count: int) -> list[bytes
     return client.lrange(QUEUE, 0, -1)
 
 
-def lay(client: redis.Redis, name: str, queued: Sequence[bytes]) -> None:
-    """Puts messages into a list of the server."""
-    for start in range(0, len(queued), CHUNK):
-        client.rpush(name, *queued[start : start + CHUNK])
-
-
-def await_empty(client: redis.Redis, worker: WorkerProcess, count: int) -> None:
-    """Returns when all is acknowledged. Looks seldom, and more often towards the end: looking takes CPU time, too."""
-    started_s = time.monotonic()
-    while True:
-        with client.pipeline() as pipeline:
-            left = sum(pipeline.llen(QUEUE).hlen("unacked").execute())
-        elapsed_s = time.monotonic() - started_s
-        if left == 0:
-            return
-        if not worker.running or elapsed_s > BOUND_S:
-            raise RunFailedError(f"{left} of {count} tasks are left after {elapsed_s:.0f} s\n{worker.log[-2000:]}")
-        rest_s = elapsed_s * left / (count - left) if left < count else LOOK_S * 20
-        time.sleep(min(LONGEST_LOOK_S, max(LOOK_S, rest_s / 4)))
+def left(client: redis.Redis) -> int:
+    """How many messages wait or are worked on."""
+    with client.pipeline() as pipeline:
+        return sum(pipeline.llen(QUEUE).hlen("unacked").execute())
 
 
 def measure(pool: Pool, column: Column, queued: Sequence[bytes], url: str, client: redis.Redis) -> Run:
@@ -148,55 +105,14 @@ def measure(pool: Pool, column: Column, queued: Sequence[bytes], url: str, clien
     lay(client, QUEUE, queued[:WARM_UP_TASKS])
     env = {"BENCHMARK_BROKER_URL": url, **({"BENCHMARK_RESULT_URL": url} if column.results else {}), **pool.env}
     with worker_of(pool, env) as worker:
-        await_empty(client, worker, WARM_UP_TASKS)
+        await_done(lambda: left(client), worker, WARM_UP_TASKS)
         count = len(queued) - WARM_UP_TASKS
         cpu_s, started_s = cpu_seconds(worker.pid), time.monotonic()
         client.rename(ASIDE, QUEUE)
-        await_empty(client, worker, count)
+        await_done(lambda: left(client), worker, count)
         taken_s, used_s = time.monotonic() - started_s, cpu_seconds(worker.pid) - cpu_s
-        failure = next((line for line in worker.log.splitlines() if FAILED in line or UNAWAITED in line), None)
-        if failure is not None:
-            raise RunFailedError(failure)
+        check(worker)
         return Run(count / taken_s, used_s / count * 1e6, resident_mib(worker.pid))
-
-
-@contextmanager
-def worker_of(pool: Pool, env: Mapping[str, str]) -> Iterator[WorkerProcess]:
-    """Ready, and stopped in good order even where the run has failed: prefork's children outlive a parent's kill."""
-    worker = Worker(pool, env).start()
-    try:
-        yield worker
-    finally:
-        worker.stop()
-
-
-def family(pid: int) -> list[int]:
-    """A process and its descendants."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # ended meanwhile
-            continue
-    found = [pid]
-    for each in found:
-        found.extend(child for child, parent in parents.items() if parent == each)
-    return found
-
-
-def cpu_seconds(pid: int) -> float:
-    """What a process and its descendants have used, in user and in system mode."""
-    ticks = 0
-    for each in family(pid):
-        values = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(values[11]) + int(values[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mib(pid: int) -> float:
-    """The memory of a process and of its descendants; what they share counts for each."""
-    pages = sum(int(Path(f"/proc/{each}/statm").read_text().split()[1]) for each in family(pid))
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def summary(pool: str, column: Column, runs: Sequence[Run | RunFailedError]) -> dict[str, object]:
@@ -250,17 +166,6 @@ def show(results: Sequence[Mapping[str, object]], columns: Sequence[Column], tit
     for pool, cells in rows.items():
         table.add_row(str(pool), *cells)
     console.print(table)
-
-
-def chosen(names: str | None, among: Sequence[Pool] | Sequence[Column]) -> list:
-    """Those of the given names, all where none is given."""
-    if names is None:
-        return list(among)
-    known = {each.name: each for each in among}
-    unknown = [name for name in names.split(",") if name not in known]
-    if unknown:
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
-    return [known[name] for name in names.split(",")]
 
 
 def main() -> None:
