@@ -7,6 +7,7 @@ is kombu's own. Keys and messages are the same in both.
 import logging
 import threading
 from collections.abc import Hashable
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -68,9 +69,9 @@ class Channel(stock.Channel):
             mutex=self.unacked_mutex_key,
         )
 
-    @property
+    @cached_property
     def broker(self) -> Hashable:
-        """What tells one broker, and one set of keys on it, from another."""
+        """What tells one broker, and one set of keys on it, from another; asked for with each event that is sent."""
         client = self.connection.client
         return client.transport_cls, client.hostname, client.port, client.virtual_host, self.keys
 

@@ -15,6 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kombu.utils.json import loads
@@ -316,10 +317,12 @@ class Consumer:
         channel = self._channel
         try:
             text = taken.text.decode()
-            payload = loads(text) if '"__type__"' in text else json.loads(text)
+            payload = require_message(loads(text) if '"__type__"' in text else json.loads(text))
         except ValueError:
             # Handed out again it would end the same way, and dropped it would be lost: it stays in `unacked`.
-            logger.exception("a message of the queue %r is no JSON; it is left in %s", taken.queue, self._keys.unacked)
+            logger.exception(
+                "what came of the queue %r is no JSON, or no message; left in %s", taken.queue, self._keys.unacked
+            )
             return
         no_ack = taken.queue in channel.no_ack_queues
         if not no_ack:
@@ -356,6 +359,8 @@ class Consumer:
             self._send_acks()
             self._connection.flush()
             self._connection.read()  # so that the replies of a long drain do not pile up
+        except exceptions.ConnectionError as error:  # told over the next one
+            logger.warning("the connection to the broker was lost while the worker drains: %s", error)
         finally:
             self._busy = False
 
@@ -370,16 +375,18 @@ class Consumer:
         while self._holdings.acks_waiting:
             tags, digests = self._holdings.take_acks(ACKS_A_COMMAND)
             self._unconfirmed.append(tags)
-            self._connection.send(None, "HDEL", keys.unacked, *tags)
-            self._connection.send(None, "ZREM", keys.index, *tags)
+            replies: list[Reply] = []
+            self._connection.send(replies.append, "HDEL", keys.unacked, *tags)
+            self._connection.send(replies.append, "ZREM", keys.index, *tags)
             if digests:
                 self._connection.send(None, "HDEL", keys.deliveries, *digests)
-            self._connection.send(self._on_acked, "HDEL", keys.owner(self.line), *tags)
+            self._connection.send(partial(self._on_acked, replies), "HDEL", keys.owner(self.line), *tags)
 
-    def _on_acked(self, reply: Reply) -> None:
+    def _on_acked(self, replies: list[Reply], last: Reply) -> None:
         tags = self._unconfirmed.popleft()
-        if is_error(reply):
-            logger.error("%d acks were refused and will be repeated: %s", len(tags), reply)
+        refusal = next((reply for reply in (*replies, last) if is_error(reply)), None)
+        if refusal is not None:
+            logger.error("%d acks were refused and will be repeated: %s", len(tags), refusal)
             self._holdings.take_back_acks(tags)
             self._acks_from_s = time.monotonic() + REFUSED_PAUSE_S
 
@@ -415,8 +422,9 @@ class Consumer:
         notes = []
         while self._notes:
             notes.append(self._notes.popleft())
-        # In reverse, because they are noted in the order in which they were taken.
-        self.give_back(notes[::-1])
+        # They are noted in the order in which they were taken: what goes to the front goes last one first.
+        self.give_back([each for each in notes if each.side == BACK])
+        self.give_back([each for each in reversed(notes) if each.side == FRONT])
 
     def _return_dropped(self) -> None:
         dropped = self._holdings.take_dropped()
@@ -493,6 +501,19 @@ class Consumer:
 
     def __repr__(self) -> str:
         return f"<Consumer {self.line[:8]}, {self._takes!r}, {len(self._inbox)} in the inbox, {self._connection!r}>"
+
+
+def require_message(payload: Any) -> dict[str, Any]:
+    """What kombu can make a message of.
+
+    Raises:
+        ValueError: it is none.
+    """
+    properties = payload.get("properties") if isinstance(payload, dict) else None
+    if not isinstance(properties, dict) or "delivery_tag" not in properties:
+        raise ValueError("no properties, or no delivery tag among them")
+    found: dict[str, Any] = payload
+    return found
 
 
 def _nothing() -> None:

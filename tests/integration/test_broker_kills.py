@@ -96,12 +96,12 @@ def test_a_killed_workers_messages_are_back_in_their_order(client):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["TERM", "QUIT"])
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-def test_shutdowns_under_load_lose_nothing_and_leave_nothing_unacknowledged(client, rounds, number):
+@pytest.mark.timeout(300)
+def test_shutdowns_under_load_lose_nothing_and_leave_nothing_unacknowledged(client, number):
     """A warm one finishes what runs, a cold one gives it back; the next worker does the rest."""
     sent = 0
     waiting = []
-    for turn in range(rounds):
+    for turn in range(ROUNDS):
         client.send_many(range(sent, sent + ROUND_MESSAGES), PAUSE_S)
         sent += ROUND_MESSAGES
         with started(worker_for(client, "-c", "16", name=f"round{turn}")) as (worker,):
