@@ -4,6 +4,7 @@ A connection comes and goes; a task that runs meanwhile is still acknowledged wh
 """
 
 import hashlib
+import itertools
 import threading
 import weakref
 from collections import deque
@@ -24,9 +25,13 @@ class Taken:
 
 @dataclass(slots=True)
 class Held:
-    """A message that somebody works on; `digest` is the name of its count, None where it has none."""
+    """A message that somebody works on, the `number`th to be delivered.
+
+    `digest` is the name of its count, None where it has none.
+    """
 
     digest: str | None
+    number: int
     orphaned: bool = False
 
 
@@ -38,6 +43,7 @@ class Holdings:
 
     def __init__(self) -> None:
         self._held: dict[str, Held] = {}
+        self._numbers = itertools.count()
         self._acks: deque[str] = deque()
         self._dropped: deque[str] = deque()
         self._digests: deque[str] = deque()
@@ -47,7 +53,7 @@ class Holdings:
     def hold(self, taken: Taken) -> None:
         """It has been delivered."""
         digest = hashlib.sha1(taken.text, usedforsecurity=False).hexdigest() if taken.deliveries else None
-        self._held[taken.tag] = Held(digest)
+        self._held[taken.tag] = Held(digest, next(self._numbers))
 
     def __contains__(self, tag: str) -> bool:
         """Whether `tag` is one of ours, delivered and not settled."""
@@ -84,13 +90,15 @@ class Holdings:
             self._dropped.append(tag)
 
     def take_dropped(self) -> list[str]:
-        """Those that nobody can acknowledge any more, to be given back."""
+        """Those that nobody can acknowledge any more, to be given back, in the order in which they were delivered."""
         found = []
         while self._dropped:
             tag = self._dropped.popleft()
-            if self.let_go(tag):
-                found.append(tag)
-        return found
+            held = self._held.pop(tag, None)
+            if held is not None:
+                found.append((held.number, tag))
+        # They were collected in no order.
+        return [tag for _, tag in sorted(found)]
 
     def take_acks(self, most: int) -> tuple[list[str], list[str]]:
         """Up to `most` tags to acknowledge, and the names of counts that have become useless."""
