@@ -82,7 +82,7 @@ class Caretaker:
                 try:
                     if now_s >= renew_at_s:
                         self._renew(client)
-                        renew_at_s = now_s + self._lease_s / RENEWALS_A_LEASE
+                        renew_at_s = now_s + self._renew_every_s()
                     self._restore_dead(client, stop)
                     if now_s >= overdue_at_s:
                         overdue_at_s = now_s + self._restore_overdue(client, stop)
@@ -93,9 +93,15 @@ class Caretaker:
                     troubled, pause_s, renew_at_s = True, TROUBLE_PAUSE_S, 0.0
                 except Exception:
                     logger.exception("a look at what others have left has failed")
-                stop.wait(min(pause_s, self._lease_s / RENEWALS_A_LEASE / 2))
+                stop.wait(min(pause_s, self._renew_every_s() / 2))
         finally:
             client.connection_pool.disconnect()
+
+    def _renew_every_s(self) -> float:
+        """Often enough for our leases, and for stock kombu's time-out."""
+        with self._lock:
+            timeouts = [channel.visibility_timeout for channel in self._channels]
+        return min(self._lease_s, *timeouts) / RENEWALS_A_LEASE if timeouts else self._lease_s / RENEWALS_A_LEASE
 
     def _renew(self, client: Any) -> None:
         keys = self._keys
