@@ -50,12 +50,13 @@ def test_a_hundred_cuts_at_random_bytes_lose_nothing_and_run_nothing_twice(serve
             direction = chance.choice(["to_server", "to_client"])
             proxy.cut_after(**{direction: chance.randrange(1, MOST_BYTES)})
             while worker.log.count(CONNECTED) <= cuts:
+                assert worker.running, worker.log[-3000:]
                 client.send_many(range(sent, sent + MESSAGES_A_CUT), PAUSE_S)
                 sent += MESSAGES_A_CUT
                 until(
-                    lambda goal=sent - MESSAGES_A_CUT: client.noted() >= goal,
+                    lambda goal=sent - MESSAGES_A_CUT: client.noted() >= goal or not worker.running,
                     "what was sent before",
-                    more=lambda: f"{state(client)}\n{worker.log}",
+                    more=lambda: f"{worker.log}\n{worker!r}; {state(client)}",
                 )
         all_ran(client, range(sent), timeout_s=60, more=lambda: worker.log)
         nothing_left(client, more=lambda: worker.log)

@@ -96,24 +96,27 @@ def test_a_killed_workers_messages_are_back_in_their_order(client):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=["TERM", "QUIT"])
+@pytest.mark.parametrize("rtt_ms", [0, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-def test_shutdowns_under_load_lose_nothing_and_leave_nothing_unacknowledged(client, number):
+def test_shutdowns_under_load_lose_nothing_and_leave_nothing_unacknowledged(server, client, rtt_ms, number):
     """A warm one finishes what runs, a cold one gives it back; the next worker does the rest."""
     sent = 0
     waiting = []
-    for turn in range(ROUNDS):
-        client.send_many(range(sent, sent + ROUND_MESSAGES), PAUSE_S)
-        sent += ROUND_MESSAGES
-        with started(worker_for(client, "-c", "16", name=f"round{turn}")) as (worker,):
-            until_noted(client, client.noted() + 20, worker)
-            worker.signal(number)
-            assert worker.wait(END_S) is not None, worker.log[-3000:]
-            kept = {key: left for key, left in client.leftovers().items() if key != "celery"}
-            assert not kept, f"turn {turn}: {state(client)}\n{worker.log[-3000:]}"
-        waiting.append(client.queued())
-    assert all(waiting[:3]), "no signal met a worker under load: this test shows nothing"
-    with worker_for(client, "-c", "64", name="last") as worker:
-        all_ran(client, range(sent), timeout_s=60, more=lambda: worker.log)
-        nothing_left(client)
+    with DelayProxy(server.port, rtt_ms=rtt_ms) if rtt_ms else nullcontext() as proxy:
+        url = proxy.url() if proxy else client.url
+        for turn in range(ROUNDS):
+            client.send_many(range(sent, sent + ROUND_MESSAGES), PAUSE_S)
+            sent += ROUND_MESSAGES
+            with started(worker_for(client, "-c", "16", url=url, name=f"round{turn}")) as (worker,):
+                until_noted(client, client.noted() + 20, worker)
+                worker.signal(number)
+                assert worker.wait(END_S) is not None, worker.log[-3000:]
+                kept = {key: left for key, left in client.leftovers().items() if key != "celery"}
+                assert not kept, f"turn {turn}: {state(client)}\n{worker.log[-3000:]}"
+            waiting.append(client.queued())
+        assert all(waiting[:3]), "no signal met a worker under load: this test shows nothing"
+        with worker_for(client, "-c", "64", url=url, name="last") as worker:
+            all_ran(client, range(sent), timeout_s=60, more=lambda: worker.log)
+            nothing_left(client)
     if number == signal.SIGTERM:
         assert set(client.runs().values()) == {1}
