@@ -17,6 +17,7 @@ from kombu.utils.json import dumps, loads
 from redis import exceptions
 
 from legit_embedding.broker.names import Keys
+from legit_embedding.broker.qos import mark_redelivered
 from legit_embedding.broker.scripts import OVERDUE, RENEW, RESTORE, RESTORE_DEAD, Script
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ logger = logging.getLogger(__name__)
 LOOK_S = 2.0
 """How often somebody looks for dead lines: what they held is back so long after their lease has run out."""
 
-RENEWALS_A_LEASE = 3
-RENEWALS_A_VISIBILITY_TIMEOUT = 10
+RENEWALS = 3
+"""In each lease, and in each of kombu's visibility time-outs."""
+
 RESTORE_AT_ONCE = 200
 TROUBLE_PAUSE_S = 1.0
 
@@ -99,16 +101,17 @@ class Caretaker:
 
     def _renew_every_s(self) -> float:
         """Often enough for our leases, and for stock kombu's time-out."""
+        return min(self._lease_s, self._visibility_timeout_s()) / RENEWALS
+
+    def _visibility_timeout_s(self) -> float:
         with self._lock:
-            timeouts = [channel.visibility_timeout for channel in self._channels]
-        return min(self._lease_s, *timeouts) / RENEWALS_A_LEASE if timeouts else self._lease_s / RENEWALS_A_LEASE
+            return min((channel.visibility_timeout for channel in self._channels), default=self._lease_s)
 
     def _renew(self, client: Any) -> None:
         keys = self._keys
         with self._lock:
             lines = dict(self._lines)
-            timeouts = [channel.visibility_timeout for channel in self._channels]
-        every_s = min(timeouts, default=0) / RENEWALS_A_VISIBILITY_TIMEOUT
+        every_s = self._visibility_timeout_s() / RENEWALS
         for line, scores_at_s in lines.items():
             now_s = time.monotonic()
             scores = now_s - scores_at_s >= every_s
@@ -142,29 +145,20 @@ class Caretaker:
     def _restore_overdue(self, client: Any, stop: threading.Event) -> float:
         """Restores what stock workers have left behind; when to look again, in seconds."""
         with self._lock:
-            channels = list(self._channels)
-        pauses = [LOOK_S]
-        for channel in channels[:1]:  # the keys are the same for all
-            pauses = [max(channel.unacked_restore_interval, 1) * max(channel.unacked_restore_throttle, 1)]
-            most = channel.unacked_restore_limit or RESTORE_AT_ONCE
-            while not stop.is_set():
-                token = uuid.uuid4().hex
-                keys = self._keys
-                found = run(
-                    client,
-                    OVERDUE,
-                    [keys.index, keys.unacked, keys.mutex],
-                    channel.visibility_timeout,
-                    most,
-                    token,
-                    channel.unacked_mutex_expire,
-                )
-                if not found:
-                    break
-                self._restore(client, channel, token, list(zip(found[::2], found[1::2], strict=True)))
-                if channel.unacked_restore_limit or len(found) // 2 < most:
-                    break
-        return max(pauses)
+            channel = next(iter(self._channels), None)  # any: the keys are the same for all
+        if channel is None:
+            return LOOK_S
+        most = channel.unacked_restore_limit or RESTORE_AT_ONCE
+        names = [self._keys.index, self._keys.unacked, self._keys.mutex]
+        while not stop.is_set():
+            token = uuid.uuid4().hex
+            found = run(client, OVERDUE, names, channel.visibility_timeout, most, token, channel.unacked_mutex_expire)
+            if not found:
+                break
+            self._restore(client, channel, token, list(zip(found[::2], found[1::2], strict=True)))
+            if channel.unacked_restore_limit or len(found) // 2 < most:
+                break
+        return float(max(channel.unacked_restore_interval, 1) * max(channel.unacked_restore_throttle, 1))
 
     def _restore(self, client: Any, channel: Any, token: str, found: list[tuple[bytes, bytes | None]]) -> None:
         lists: dict[str, int] = {}
@@ -188,8 +182,7 @@ class Caretaker:
             return
         try:
             payload, exchange, routing_key = loads(bytes_to_str(value))
-            payload["headers"]["redelivered"] = True
-            payload["properties"]["delivery_info"]["redelivered"] = True
+            mark_redelivered(payload)
             text = dumps(payload)
             priority = channel._get_message_priority(payload, reverse=False)  # noqa: SLF001
             for queue in channel._lookup(exchange, routing_key):  # noqa: SLF001

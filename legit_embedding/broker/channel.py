@@ -5,7 +5,6 @@ is kombu's own. Keys and messages are the same in both.
 """
 
 import logging
-import threading
 from collections.abc import Hashable
 from functools import cached_property
 from typing import Any
@@ -31,10 +30,6 @@ OPTIONS = ("take_messages", "take_bytes", "takes_in_flight", "lease_s", "push_wa
 
 MIN_TIMEOUT_S = 10.0
 
-_caretakers: dict[Hashable, Caretaker] = {}
-_publishers: dict[Hashable, Consumer] = {}
-_lock = threading.Lock()
-
 
 class Channel(stock.Channel):
     """For `redis://` and `rediss://`; see `Consumer` for the flow of a message."""
@@ -55,7 +50,6 @@ class Channel(stock.Channel):
         self.arriving: Any = None
         self.no_ack_queues: set[str] = set()
         self.refused = False
-        self._holdings: Holdings | None = None
         super().__init__(*args, **kwargs)
         register_after_fork(self, _after_fork)
 
@@ -69,18 +63,16 @@ class Channel(stock.Channel):
             mutex=self.unacked_mutex_key,
         )
 
-    @cached_property
+    @property
     def broker(self) -> Hashable:
-        """What tells one broker, and one set of keys on it, from another; asked for with each event that is sent."""
+        """What tells one broker, and one set of keys on it, from another."""
         client = self.connection.client
         return client.transport_cls, client.hostname, client.port, client.virtual_host, self.keys
 
-    @property
+    @cached_property
     def holdings(self) -> Holdings:
-        """What this process holds, of this broker."""
-        if self._holdings is None:
-            self._holdings = holdings_of(self.broker)
-        return self._holdings
+        """What this process holds, of this broker; asked for several times with each message."""
+        return holdings_of(self.broker)
 
     def poll(self, hub: Any) -> bool:
         """In each turn of the loop; False where this channel is to be served as stock kombu does."""
@@ -97,7 +89,7 @@ class Channel(stock.Channel):
         if not self.ack_emulation:
             self.refused = True
             return
-        holdings, keys, broker = self.holdings, self.keys, self.broker
+        holdings, keys = self.holdings, self.keys
         timeout_s = max(self.socket_timeout or 0, MIN_TIMEOUT_S)
         try:
             self.consumer = Consumer(
@@ -119,13 +111,11 @@ class Channel(stock.Channel):
             self.refused = True
             logger.warning("the broker does not let us run scripts (%s): kombu's own transport it is, slower", error)
             return
-        with _lock:
-            caretaker = _caretakers.get(broker)
-            if caretaker is None:
-                client = redis.Redis(connection_pool=self._get_pool())
-                caretaker = _caretakers[broker] = Caretaker(client, keys=keys, lease_s=self.lease_s)
-            _publishers[broker] = self.consumer
-        caretaker.serve(self.consumer.line, self, instead_of=holdings.lines_before)
+        if holdings.caretaker is None:
+            client = redis.Redis(connection_pool=self._get_pool())
+            holdings.caretaker = Caretaker(client, keys=keys, lease_s=self.lease_s)
+        holdings.publisher = self.consumer
+        holdings.caretaker.serve(self.consumer.line, self, instead_of=holdings.lines_before)
         holdings.lines_before = []
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
@@ -143,7 +133,7 @@ class Channel(stock.Channel):
         return result
 
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> Any:
-        publisher = _publishers.get(self.broker) if "_publish_batch" not in kwargs else None
+        publisher = self.holdings.publisher if "_publish_batch" not in kwargs else None
         if publisher is not None:
             payload = dumps(message)
             topics = self._get_publish_topics(exchange, routing_key)
@@ -155,7 +145,7 @@ class Channel(stock.Channel):
         """As kombu's: gives back what is not settled, once it is known."""
         consumer = self.consumer
         if consumer is not None and not self.closed:
-            broker = self.broker
+            holdings = self.holdings
             try:
                 for tag in list(self._consumers):
                     self.basic_cancel(tag)
@@ -163,10 +153,9 @@ class Channel(stock.Channel):
                 logger.warning("the connection to the broker was lost while it was closed: %s", error)
             if self._qos is not None:
                 self._qos.restore_unacked_once()
-            with _lock:
-                if _publishers.get(broker) is consumer:
-                    del _publishers[broker]
-                caretaker = _caretakers.get(broker)
+            if holdings.publisher is consumer:
+                holdings.publisher = None
+            caretaker = holdings.caretaker
             consumer.close(lambda: None if caretaker is None else caretaker.leave(consumer.line, self))
             self.consumer = None
         super().close()
@@ -199,6 +188,5 @@ def _connection_of(pool: Any) -> Any:
 def _after_fork(channel: Any) -> None:
     """In a child of prefork's: what the parent holds is the parent's."""
     channel.consumer = None
+    vars(channel).pop("holdings", None)
     forget_all()
-    _caretakers.clear()
-    _publishers.clear()

@@ -51,6 +51,26 @@ def passing(reply: Reply) -> bool:
     return is_error(reply) and str(reply).startswith(PASSING)
 
 
+def require_accepted(reply: Reply) -> Reply:
+    """The reply, where it is none of refusal.
+
+    Raises:
+        redis.exceptions.ConnectionError: refused for now.
+        redis.exceptions.ResponseError: refused.
+    """
+    if passing(reply):
+        raise exceptions.ConnectionError(f"the broker takes no commands for now: {reply}")
+    if is_error(reply):
+        raise exceptions.ResponseError(str(reply))
+    return reply
+
+
+def log_refusal(reply: Reply) -> None:
+    """For a command whose reply nobody waits for."""
+    if is_error(reply):
+        logger.error("the broker refused: %s", reply)
+
+
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"  # the repr of redis-py's errors leaves out what the server said
 
@@ -76,7 +96,6 @@ class PipelinedConnection:
         self._waiting: deque[tuple[OnReply | None, float]] = deque()
         self._loaded: set[str] = set()
         self._hub: Any = None
-        self._on_readable: Callable[[], object] | None = None
         self._writing = False
         self.lost: Exception | None = None
 
@@ -101,11 +120,7 @@ class PipelinedConnection:
         replies: list[Reply] = []
         self.send(replies.append, *arguments)
         self.settle()
-        if passing(replies[0]):
-            raise exceptions.ConnectionError(f"the broker takes no commands for now: {replies[0]}")
-        if is_error(replies[0]):
-            raise exceptions.ResponseError(str(replies[0]))
-        return replies[0]
+        return require_accepted(replies[0])
 
     def load(self, *scripts: Script) -> None:
         """Makes the scripts known to the server.
@@ -145,7 +160,7 @@ class PipelinedConnection:
         """From now on the hub calls `on_readable` when there is something to read."""
         self._guard()
         self._socket.setblocking(False)
-        self._hub, self._on_readable = hub, on_readable
+        self._hub = hub
         hub.add_reader(self._socket.fileno(), on_readable)
 
     def send(self, on_reply: OnReply | None, *arguments: Argument) -> None:

@@ -10,11 +10,14 @@ import weakref
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from legit_embedding.broker.caretaker import Caretaker
+    from legit_embedding.broker.consumer import Consumer
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):  # one for each message: a frozen dataclass takes three times as long to make
     """A message that is recorded on the server: its list's queue, its text, and how often it was given back before."""
 
     tag: str
@@ -47,6 +50,9 @@ class Holdings:
         self._acks: deque[str] = deque()
         self._dropped: deque[str] = deque()
         self._digests: deque[str] = deque()
+        self.publisher: Consumer | None = None
+        """What sends events without waiting, while there is one."""
+        self.caretaker: Caretaker | None = None
         self.lines_before: list[str] = []
         """Lines that were lost, and still own what is held of them."""
 
@@ -78,16 +84,11 @@ class Holdings:
         held = self._held.get(tag)
         if held is not None and not held.orphaned:
             held.orphaned = True
-            weakref.finalize(message, self._drop, tag).atexit = False
+            weakref.finalize(message, self.drop, tag).atexit = False
 
     def drop(self, tag: str) -> None:
-        """It is to be given back, over the next connection."""
+        """It is to be given back, over the next connection. Any thread, and in the garbage collector: takes no lock."""
         self._dropped.append(tag)
-
-    def _drop(self, tag: str) -> None:
-        # In the garbage collector, on any thread: a deque takes no lock.
-        if tag in self._held:
-            self._dropped.append(tag)
 
     def take_dropped(self) -> list[str]:
         """Those that nobody can acknowledge any more, to be given back, in the order in which they were delivered."""

@@ -10,7 +10,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 from redis import exceptions
 
-from legit_embedding.broker.consumer import BACK, FRONT, Return
+from legit_embedding.broker.settling import BACK, FRONT, Return
 
 logger = logging.getLogger(__name__)
 

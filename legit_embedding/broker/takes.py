@@ -50,6 +50,11 @@ class Takes:
         self._pause_s = FIRST_PAUSE_S
 
     @property
+    def most(self) -> int:
+        """Messages that all takes together may ask for, where nothing else bounds them."""
+        return self._most * self._most_in_flight
+
+    @property
     def state(self) -> State:
         """What there is to wait for."""
         return self._state

@@ -18,19 +18,12 @@ from redis import exceptions
 
 from legit_embedding.broker import connection as connection_module
 from legit_embedding.broker import consumer as module
-from legit_embedding.broker.consumer import (
-    ACKS_A_COMMAND,
-    BACK,
-    GIVE_BACK_A_COMMAND,
-    REFUSED_PAUSE_S,
-    SLICE_S,
-    Consumer,
-    Options,
-    Return,
-)
+from legit_embedding.broker import intake as intake_module
+from legit_embedding.broker.consumer import SLICE_S, Consumer, Options
 from legit_embedding.broker.holdings import Holdings, Taken
 from legit_embedding.broker.names import Keys
 from legit_embedding.broker.scripts import GIVE_BACK, OPEN, TAKE
+from legit_embedding.broker.settling import ACKS_A_COMMAND, BACK, GIVE_BACK_A_COMMAND, REFUSED_PAUSE_S, Return
 from legit_embedding.broker.takes import SAFETY_PAUSE_S
 
 SCRIPTS = {script.sha: script for script in (TAKE, GIVE_BACK, OPEN)}
@@ -277,6 +270,12 @@ class Rig:
         while before != (before := (len(self.server.heard), len(self.channel.delivered), len(self.hub.ready()))):
             self.turn()
 
+    def receive(self, *numbers):
+        """As many messages, delivered."""
+        self.put(*map(text_of, numbers))
+        self.settle()
+        return self
+
     def ack(self, *tags):
         for tag in tags:
             self.channel.qos.ack(tag)
@@ -296,6 +295,7 @@ class Rig:
 def clock(monkeypatch):
     own = Clock()
     monkeypatch.setattr(module, "time", own)
+    monkeypatch.setattr(intake_module, "time", own)
     monkeypatch.setattr(connection_module, "time", own)
     return own
 
@@ -527,6 +527,7 @@ def test_the_prefetch_is_never_exceeded_and_every_message_comes_once_and_in_orde
         clock = Clock()
         patch.setattr(module, "time", clock)
         patch.setattr(connection_module, "time", clock)
+        patch.setattr(intake_module, "time", clock)
         rig = Rig(clock, prefetch=prefetch, take_messages=most, takes_in_flight=in_flight, timeout_s=1e9).open()
         rig.server.waits = True
         put, acknowledged = 0, 0
@@ -535,7 +536,7 @@ def test_the_prefetch_is_never_exceeded_and_every_message_comes_once_and_in_orde
             rig.turn()
             under_way = sum(wanted(words) for words in rig.server.unanswered if words[0] == TAKE.name)
             unsettled = len(rig.holdings.living) - len(rig.holdings._acks)
-            assert unsettled + len(rig.consumer._inbox) + under_way <= prefetch
+            assert unsettled + len(rig.consumer._intake.inbox) + under_way <= prefetch
 
         for name, number in steps:
             if name == "put":
@@ -624,8 +625,7 @@ def test_a_take_that_stopped_at_its_bytes_is_followed_by_the_next_at_once(make):
 def test_a_take_that_is_refused_for_now_is_sent_again_after_a_pause_and_its_room_is_free_again(make, clock):
     rig = make(prefetch=4)
     rig.server.refuses[TAKE.name] = NO("OOM command not allowed")
-    rig.put(text_of(1))
-    rig.settle()
+    rig.receive(1)
     assert rig.server.asked_for() == [4]
     rig.server.refuses.clear()
     clock.now_s += REFUSED_PAUSE_S
@@ -718,8 +718,7 @@ def test_a_message_that_is_json_and_no_message_is_left_recorded_and_the_rest_is_
 def test_a_message_of_a_queue_without_acks_is_settled_by_its_delivery(make):
     rig = make()
     rig.channel.no_ack_queues.add("q")
-    rig.put(text_of(1))
-    rig.settle()
+    rig.receive(1)
     assert rig.channel.bodies() == [1]
     assert rig.server.acknowledged() == [rig.channel.tags()]
     assert rig.holdings.living == []
@@ -757,8 +756,7 @@ def test_many_acks_go_out_in_groups(make):
 def test_the_count_of_a_message_goes_with_its_ack(make):
     rig = make()
     rig.server.counts = [2]
-    rig.put(text_of(1))
-    rig.settle()
+    rig.receive(1)
     rig.ack(*rig.channel.tags())
     rig.turn()
     assert len([words for words in rig.server.named("HDEL") if words[0] == "p:unacked_deliveries"]) == 1
@@ -787,9 +785,7 @@ def test_refused_acks_are_repeated_after_a_pause_before_all_others(make, clock, 
 
 @pytest.mark.parametrize("command", ["HDEL p:unacked ", "ZREM p:index "])
 def test_acks_of_which_a_part_was_refused_are_repeated(make, clock, command):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.server.refuses[command] = NO("MISCONF no writes")
     rig.ack(*rig.channel.tags())
     rig.settle()
@@ -801,9 +797,7 @@ def test_acks_of_which_a_part_was_refused_are_repeated(make, clock, command):
 
 
 def test_an_ack_of_another_thread_wakes_the_loop(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     assert rig.hub.ready() == []
     thread = threading.Thread(target=rig.consumer.ack, args=rig.channel.tags())
     thread.start()
@@ -814,9 +808,7 @@ def test_an_ack_of_another_thread_wakes_the_loop(make):
 
 
 def test_while_it_drains_an_ack_does_not_wait_for_the_loop(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.channel.consume()
     rig.consumer.drain()
     rig.consumer.ack(rig.channel.tags()[0])
@@ -824,9 +816,7 @@ def test_while_it_drains_an_ack_does_not_wait_for_the_loop(make):
 
 
 def test_while_it_drains_another_threads_ack_leaves_the_line_to_the_loop(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.channel.consume()
     rig.consumer.drain()
     thread = threading.Thread(target=rig.consumer.ack, args=rig.channel.tags())
@@ -839,9 +829,7 @@ def test_while_it_drains_another_threads_ack_leaves_the_line_to_the_loop(make):
 
 
 def test_an_ack_raises_nothing_although_the_connection_breaks_while_it_drains(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.channel.consume()
     rig.consumer.drain()
     rig.server.hang_up()
@@ -849,9 +837,7 @@ def test_an_ack_raises_nothing_although_the_connection_breaks_while_it_drains(ma
 
 
 def test_an_ack_of_which_the_connection_breaks_while_it_drains_is_kept(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.channel.consume()
     rig.consumer.drain()
     rig.server.hang_up()
@@ -880,8 +866,7 @@ def test_what_goes_back_soon_goes_with_the_next_turn_and_is_taken_again_without_
     rig.consumer.return_soon(Return("tag"))
     assert rig.server.given_back() == []
     assert rig.hub.ready()
-    rig.put(text_of(1))
-    rig.settle()
+    rig.receive(1)
     assert rig.server.given_back() == [("tag", "R", "0", "")]
     assert rig.channel.bodies() == [1]
 
@@ -1073,9 +1058,7 @@ def test_a_lost_connection_puts_unconfirmed_acks_back_in_front_and_keeps_the_lin
 
 
 def test_confirmed_acks_are_not_told_again(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.ack(*rig.channel.tags())
     rig.settle()
     lose(rig)
@@ -1084,9 +1067,7 @@ def test_confirmed_acks_are_not_told_again(make):
 
 
 def test_acks_that_are_refused_while_it_closes_are_kept_for_the_next_line(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.server.refuses["HDEL"] = NO("MISCONF no writes")
     rig.ack(*rig.channel.tags())
     rig.close()
@@ -1096,9 +1077,7 @@ def test_acks_that_are_refused_while_it_closes_are_kept_for_the_next_line(make):
 
 
 def test_refused_acks_are_repeated_without_a_pause_when_it_closes(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.server.refuses["HDEL"] = NO("MISCONF no writes")
     rig.ack(*rig.channel.tags())
     rig.settle()
@@ -1111,9 +1090,7 @@ def test_refused_acks_are_repeated_without_a_pause_when_it_closes(make):
 
 
 def test_a_connection_that_breaks_while_it_closes_is_one_that_was_lost(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     rig.ack(*rig.channel.tags())
     rig.server.hang_up()
     rig.close()
@@ -1122,9 +1099,7 @@ def test_a_connection_that_breaks_while_it_closes_is_one_that_was_lost(make):
 
 
 def test_on_a_lost_connection_acks_are_kept_and_nothing_is_published_or_given_back(make):
-    rig = make()
-    rig.put(text_of(1))
-    rig.settle()
+    rig = make().receive(1)
     lose(rig)
     rig.consumer.ack(rig.channel.tags()[0])
     assert rig.holdings.acks_waiting

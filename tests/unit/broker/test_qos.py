@@ -12,9 +12,9 @@ from kombu.transport import virtual
 from redis import exceptions
 
 from legit_embedding.broker import qos as module
-from legit_embedding.broker.consumer import BACK, FRONT
 from legit_embedding.broker.holdings import Holdings, Taken
 from legit_embedding.broker.qos import DELIVERY_COUNT, Message, QoS
+from legit_embedding.broker.settling import BACK, FRONT
 
 
 def payload_of(body="[1, 2]", *, headers=None, tag="kombu's", **more):

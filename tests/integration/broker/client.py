@@ -77,15 +77,6 @@ class Client:
         self.redis.close()
 
 
-@contextmanager
-def connected(url, notes_url):
-    client = Client(url, notes_url)
-    try:
-        yield client
-    finally:
-        client.close()
-
-
 def worker_for(client, *args, name="one", url=None, transport="legit", pool="legit_async", options=None, config=None):
     """A worker that is not started yet; `url` where it does not reach the broker directly."""
     return WorkerProcess(

@@ -11,7 +11,7 @@ import redis
 
 from legit_embedding.testing.processes import GuardedProcess
 from legit_embedding.testing.server import EmbeddedServer, find_binary, free_port
-from tests.integration.broker_rig import rig, send
+from tests.integration.broker.rig import rig, send
 from tests.waiting import until
 
 REDIS = shutil.which("redis-server")

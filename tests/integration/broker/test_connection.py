@@ -4,12 +4,13 @@ Real servers, a real worker process of `broker_app.py`, a proxy that cuts the li
 """
 
 import random
+from contextlib import closing
 
 import pytest
 
 from legit_embedding.testing.proxy import DelayProxy
 from legit_embedding.testing.server import EmbeddedServer
-from tests.integration.broker_client import all_ran, connected, nothing_left, state, worker_for
+from tests.integration.broker.client import Client, all_ran, nothing_left, state, worker_for
 from tests.waiting import until
 
 CUTS = 100
@@ -17,25 +18,6 @@ MESSAGES_A_CUT = 40
 MOST_BYTES = 20_000  # some ten messages, or hundreds of acks
 PAUSE_S = 0.01
 CONNECTED = "Connected to redis"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture(scope="module")
-def notes_server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture
-def client(server, notes_server):
-    with connected(server.url(), notes_server.url()) as own:
-        own.reset()
-        yield own
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 20])
@@ -104,7 +86,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(notes_server):
     numbers = range(2000)
     with (
         EmbeddedServer(args=["--appendonly", "yes", "--appendfsync", "always"]) as server,
-        connected(server.url(), notes_server.url()) as client,
+        closing(Client(server.url(), notes_server.url())) as client,
     ):
         client.reset()
         client.send_many(numbers, PAUSE_S)

@@ -14,33 +14,13 @@ import pytest
 from celery.events import EventReceiver
 
 from legit_embedding.testing.proxy import DelayProxy
-from legit_embedding.testing.server import EmbeddedServer
-from tests.integration.broker_client import all_ran, connected, nothing_left, started, state, worker_for
+from tests.integration.broker.client import all_ran, nothing_left, started, state, worker_for
 from tests.waiting import until
 
 RTT_MS = 20
 IDLE_S = 10
 WAKE_UP_S = 0.1
 """Five round trips: far from the second after which an idle worker looks by itself, with room for a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture(scope="module")
-def notes_server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture
-def client(server, notes_server):
-    with connected(server.url(), notes_server.url()) as own:
-        own.reset()
-        yield own
 
 
 @pytest.fixture

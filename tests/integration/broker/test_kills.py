@@ -10,8 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from legit_embedding.testing.proxy import DelayProxy
-from legit_embedding.testing.server import EmbeddedServer
-from tests.integration.broker_client import LEASE_S, all_ran, connected, nothing_left, started, state, worker_for
+from tests.integration.broker.client import LEASE_S, all_ran, nothing_left, started, state, worker_for
 from tests.waiting import until
 
 KILLS = 10
@@ -21,25 +20,6 @@ ROUND_MESSAGES = 300
 END_S = 20
 PAUSE_S = 0.01
 """Of each task: short enough for thousands, long enough that a signal meets tasks at work."""
-
-
-@pytest.fixture(scope="module")
-def server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture(scope="module")
-def notes_server():
-    with EmbeddedServer() as own:
-        yield own
-
-
-@pytest.fixture
-def client(server, notes_server):
-    with connected(server.url(), notes_server.url()) as own:
-        own.reset()
-        yield own
 
 
 def until_noted(client, number, worker):
