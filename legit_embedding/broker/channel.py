@@ -146,6 +146,8 @@ class Channel(stock.Channel):
         consumer = self.consumer
         if consumer is not None and not self.closed:
             holdings = self.holdings
+            if not consumer.lost:
+                consumer.probe()
             try:
                 for tag in list(self._consumers):
                     self.basic_cancel(tag)

@@ -271,6 +271,16 @@ class Consumer:
         if not self._busy:  # else with the end
             self._settle_and_return_inbox()
 
+    def probe(self) -> None:
+        """Finds out whether the line is lost, where nobody has noticed so far: what runs is not given back then."""
+        self._busy = True
+        try:
+            self._connection.call("PING")
+        except exceptions.RedisError as error:
+            logger.warning("the connection to the broker was lost: %s", error)
+        finally:
+            self._busy = False
+
     def close(self, leaving: Callable[[], object]) -> None:
         """Hangs up. What could not be told is told over the next connection of this process.
 
@@ -278,16 +288,13 @@ class Consumer:
         """
         try:
             if self._connection.lost is None:
+                self._settlement.give_back_orphans()
                 self._settle_and_return_inbox()
         except exceptions.ConnectionError as error:
             logger.warning("the connection to the broker was lost while it was closed: %s", error)
         if self._connection.lost is None and not self._holdings.acks_waiting:
             leaving()
-            keys = self._keys
-            try:
-                self._connection.call("ZREM", keys.leases, self.line)
-            except exceptions.RedisError as error:
-                logger.warning("the lease could not be given up, and ends by itself: %s", error)
+            self._give_up_lease()
         else:
             self._settlement.take_back_unconfirmed()
             self._holdings.lines_before.append(self.line)
@@ -297,6 +304,18 @@ class Consumer:
         finally:
             self._waker.close()
             self._connection.close()
+
+    def _give_up_lease(self) -> None:
+        """Unless something is held all the same: the lease's end brings it back, and nothing else would for an hour."""
+        keys = self._keys
+        try:
+            held = self._connection.call("HLEN", keys.owner(self.line))
+            if held:
+                logger.error("%d messages are left behind; they are back when the lease ends", held)
+            else:
+                self._connection.call("ZREM", keys.leases, self.line)
+        except exceptions.RedisError as error:
+            logger.warning("the lease could not be given up, and ends by itself: %s", error)
 
     @property
     def lost(self) -> bool:

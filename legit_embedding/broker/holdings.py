@@ -101,6 +101,13 @@ class Holdings:
         # They were collected in no order.
         return [tag for _, tag in sorted(found)]
 
+    def take_orphans(self) -> list[str]:
+        """Those of lost connections that are still worked on, to be given back: nobody keeps them any more."""
+        orphans = [(held.number, tag) for tag, held in self._held.items() if held.orphaned]
+        for _, tag in orphans:
+            del self._held[tag]
+        return [tag for _, tag in sorted(orphans)]
+
     def take_acks(self, most: int) -> tuple[list[str], list[str]]:
         """Up to `most` tags to acknowledge, and the names of counts that have become useless."""
         tags: list[str] = []

@@ -88,6 +88,10 @@ class Settlement:
         if returns:
             self._returned()
 
+    def give_back_orphans(self) -> None:
+        """What still runs since a connection before was lost: this line takes leave, and nobody keeps it any more."""
+        self.give_back([Return(tag, counted=True) for tag in reversed(self._holdings.take_orphans())])
+
     def take_back_unconfirmed(self) -> None:
         """The connection is lost: what it did not confirm is told over the next one."""
         while self._unconfirmed:
@@ -127,4 +131,4 @@ class Settlement:
         dropped = self._holdings.take_dropped()
         if dropped:
             logger.info("%d messages whose tasks were forgotten with a lost connection go back", len(dropped))
-            self.give_back([Return(tag) for tag in reversed(dropped)])
+            self.give_back([Return(tag, counted=True) for tag in reversed(dropped)])

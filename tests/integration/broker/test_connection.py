@@ -4,6 +4,7 @@ Real servers, a real worker process of `broker_app.py`, a proxy that cuts the li
 """
 
 import random
+import signal
 from contextlib import closing
 
 import pytest
@@ -63,6 +64,20 @@ def test_a_task_that_runs_through_a_cut_is_acknowledged_over_the_next_connection
         nothing_left(client, more=lambda: worker.log)
     assert set(client.runs().values()) == {1}
     assert client.noted("started") == 4
+
+
+@pytest.mark.parametrize("name", ["hold", "plain_hold"])
+def test_a_task_that_runs_through_a_cut_goes_back_with_a_cold_shutdown(server, client, name):
+    client.send_many(range(4), names=[name])
+    with DelayProxy(server.port) as proxy, worker_for(client, "-c", "8", url=proxy.url()) as worker:
+        until(lambda: client.noted("started") == 4, "four tasks at work", more=lambda: worker.log)
+        proxy.cut()
+        worker.wait_for_log(CONNECTED, 30, count=2)
+        client.send("quick", 9)
+        until(lambda: client.noted() == 1, "a message over the new line", more=lambda: worker.log)
+        worker.signal(signal.SIGQUIT)
+        assert worker.wait(30) is not None
+    assert client.leftovers() == {"celery": 4}
 
 
 def test_what_waited_in_the_worker_at_a_cut_runs_once_and_in_order(server, client):

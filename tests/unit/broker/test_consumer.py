@@ -65,6 +65,7 @@ class Server:
         """Of the only list: what takes find, in order. A message's place is that of its list among the take's."""
         self.leased = True
         self.counts = None
+        self.left_behind = 0
 
     def listen(self):
         try:
@@ -99,7 +100,7 @@ class Server:
                 return error
         if words[0] == TAKE.name:
             return self._take(words)
-        return {"EXISTS": len(self.lists), OPEN.name: 0}.get(words[0], 1)
+        return {"EXISTS": len(self.lists), OPEN.name: 0, "HLEN": self.left_behind}.get(words[0], 1)
 
     def _take(self, words):
         if not self.leased:
@@ -222,6 +223,10 @@ class Channel:
 
     def tags(self):
         return [tag for tag, _, _ in self.delivered]
+
+
+class Message:
+    """Whose end can be seen."""
 
 
 class Rig:
@@ -1028,6 +1033,31 @@ def test_a_close_tells_everything_and_then_leaves_and_then_gives_the_lease_up(ma
     assert rig.holdings.lines_before == []
     assert rig.hub.readers == {}
     assert rig.consumer.lost
+
+
+def test_the_lease_is_kept_to_its_end_where_something_is_left_behind(make, caplog):
+    """It is the only thing that brings those messages back soon."""
+    rig = make()
+    rig.server.left_behind = 3
+    rig.close()
+    assert rig.server.named("ZREM") == []
+    assert "3 messages are left behind" in caplog.text
+
+
+def test_what_still_runs_since_a_lost_connection_goes_back_with_the_end_in_its_order(make):
+    first = make(prefetch=4).receive(1, 2, 3)
+    messages = [Message() for _ in range(3)]
+    for tag, message in zip(first.channel.tags(), messages, strict=True):
+        first.holdings.orphan(tag, message)
+    first.server.hang_up()
+    first.consumer.probe()
+    assert first.consumer.lost
+    first.close()
+    second = make(holdings=first.holdings)
+    second.turn()
+    assert second.server.given_back() == []
+    second.close()
+    assert second.server.given_back() == [(tag, "R", "1", "") for tag in reversed(first.channel.tags())]
 
 
 def test_a_refusal_to_give_the_lease_up_is_no_trouble(make, caplog):
