@@ -49,12 +49,12 @@ class Intake:
 
     def ask(self, now_s: float) -> float | None:
         """Sends the takes that there is room for; after how many seconds to come again, None: no need."""
-        queues = self._channel.active_queues
-        while queues:
+        # Asked for anew each time: a signal's handler may cancel the consumers between any two lines.
+        while queues := self._queues():
             decision = self._takes.decide(now_s, room=self._room(), prefetch=self._channel.qos.prefetch_count)
             if not decision.messages:
                 return decision.again_s
-            self._send_take(now_s, decision.messages, self._channel._queue_cycle.consume(len(queues)))  # noqa: SLF001
+            self._send_take(now_s, decision.messages, queues)
         return None
 
     def woken(self) -> None:
@@ -69,6 +69,11 @@ class Intake:
         if not qos.prefetch_count:
             return self._takes.most - spoken_for
         return int(qos.prefetch_count - (len(qos._delivered) - len(qos._dirty)) - spoken_for)  # noqa: SLF001
+
+    def _queues(self) -> list[str]:
+        """Those consumed, in the order in which they are to be looked at."""
+        found: list[str] = self._channel._queue_cycle.consume(len(self._channel.active_queues))  # noqa: SLF001
+        return found
 
     def _lists(self, queues: Sequence[str]) -> list[str]:
         """Of each priority, of each queue."""

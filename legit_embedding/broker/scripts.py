@@ -80,6 +80,7 @@ TAKE = Script(
     + """
 if not redis.call('ZSCORE', KEYS[3], ARGV[5]) then return nil end
 local queues, bytes, rotate = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4] == '1'
+if queues < 1 then return {{}} end -- with steps of none the loop below would never end, and block the server
 local room, refused = math.min(tonumber(ARGV[2]), __MOST__), nil
 local order = string.format('%d%06d', tonumber(clock[1]), tonumber(clock[2]))
 local out, messages, records, scores, tags, from, turn = {}, {}, {}, {}, {}, {}, {}

@@ -624,6 +624,13 @@ def test_a_line_without_a_lease_takes_nothing(broker):
     assert names_of(each.text for each in broker.take(other, ["q"])) == ["m"]
 
 
+def test_a_take_of_no_queue_takes_nothing_and_ends(broker):
+    line, _ = broker.open()
+    broker.push(text_of("m", "q"), "q")
+    assert broker.take(line, []) == []
+    assert names_of(broker.list("q")) == ["m"]
+
+
 def test_a_take_ends_with_the_message_that_reaches_its_bytes(broker):
     texts = [text_of(f"m{number}", "q", filler="ä" * 100) for number in range(6)]
     for text in texts:

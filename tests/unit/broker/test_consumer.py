@@ -134,6 +134,11 @@ class Server:
         return [words[1:] for words in self.named("HDEL") if words[0] == "p:unacked"]
 
 
+def number_of_queues(words):
+    """That a take looks at: the first word after its keys."""
+    return int(next(word for word in words if word.isdigit()))
+
+
 def wanted(words):
     """How many messages a take asks for: after its keys and the number of its queues."""
     keys = next(i for i, word in enumerate(words) if word.isdigit())
@@ -983,6 +988,30 @@ def test_takes_that_are_under_way_are_waited_for_and_go_back_when_it_drains(make
     assert rig.channel.bodies() == []
     assert len(rig.server.given_back()) == 2
     assert rig.holdings.living == []
+
+
+def test_a_shutdown_that_begins_while_it_is_decided_what_to_take_asks_for_nothing_of_no_queue(make):
+    """A take of no queue would have kept the server busy for ever."""
+    rig = make(prefetch=4, takes_in_flight=2)
+    qos = rig.channel.qos
+
+    class Interrupted:
+        """As kombu's; the consumers are cancelled when the prefetch is asked for."""
+
+        @property
+        def prefetch_count(self):
+            rig.channel.consume()
+            return 4
+
+        def __getattr__(self, name):
+            return getattr(qos, name)
+
+    rig.server.forget()
+    rig.channel.qos = Interrupted()
+    rig.consumer.tick()
+    rig.channel.qos = qos
+    assert rig.channel.active_queues == []
+    assert [number_of_queues(words) for words in rig.server.heard if words[0] == TAKE.name] == [1]
 
 
 def test_a_shutdown_that_begins_while_something_is_sent_does_not_send_in_the_middle_of_it(make):
