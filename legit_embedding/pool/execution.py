@@ -111,6 +111,7 @@ class Execution:
         self._report(job, ok=ok, result=result)
 
     def _ended(self, job: Job, _task: "asyncio.Task[None]") -> None:
+        job.task = None  # its context holds the job: as a cycle both, and the message, would wait for the collector
         if not job.over:
             self._report(job, ok=False, result=asyncio.CancelledError())
 

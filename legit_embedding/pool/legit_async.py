@@ -23,12 +23,13 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
+from legit_embedding.pool.collector import DEFAULT_THRESHOLD, Collector
 from legit_embedding.pool.controller import allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
 from legit_embedding.pool.job import ABANDONED, Job
 from legit_embedding.pool.logs import others_may_log
 from legit_embedding.pool.loop import LoopThread
-from legit_embedding.pool.outcomes import callback_of
+from legit_embedding.pool.outcomes import callback_of, let_go
 from legit_embedding.pool.retirement import Retirement
 from legit_embedding.pool.slots import Slots
 from legit_embedding.threads import DaemonThreads
@@ -96,6 +97,8 @@ class TaskPool(BasePool):
         self._closing = False
         self._finished = itertools.count(1)  # where there is no hub, many threads count
         self._served = 0
+        threshold = self.app.conf.get("legit_async_gc_threshold")
+        self._collector = Collector(DEFAULT_THRESHOLD if threshold is None else threshold)
         self._retirement = Retirement(
             max_tasks=self.options.get("maxtasksperchild"), max_memory_kib=self.options.get("max_memory_per_child")
         )
@@ -134,6 +137,7 @@ class TaskPool(BasePool):
         except Exception:
             self._close()
             raise
+        self._collector.start()
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Completions wake this hub from now on; called again after each lost connection."""
@@ -216,6 +220,7 @@ class TaskPool(BasePool):
         if self._hub is not None:
             self._hub.remove_reader(self._waker)
         self._waker.close()
+        self._collector.stop()
         worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
 
     def _on_loop_death(self) -> None:
@@ -382,6 +387,7 @@ class TaskPool(BasePool):
             except Exception:
                 logger.exception("a callback of a finished task failed")
             finally:
+                let_go(args)
                 if job is not None:
                     self._served = next(self._finished)
                     self._freed.append(job.id)

@@ -1,7 +1,7 @@
-"""From what became of a job to the callback of Celery's that says so. Pure."""
+"""From what became of a job to the callback of Celery's that says so, and what is to be let go afterwards."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -24,6 +24,30 @@ def callback_of(job: Job, *, ok: bool, result: Any) -> tuple[Callable[..., Any] 
     if job.reason == ABANDONED:
         return None, ()
     return job.error_callback, (_info(_error_of(job, result)),)
+
+
+def let_go(args: tuple[Any, ...]) -> None:
+    """Of what a callback was told: takes a failure's exceptions off their tracebacks, whose text Celery has by now.
+
+    The frames there hold the task's arguments, and the exception itself: all would wait for the garbage collector.
+    """
+    value: Any = args[0] if args else None
+    info = value[1] if _is_traced(value) else value
+    if isinstance(info, ExceptionInfo):
+        for error in _chain(info.exception):
+            error.__traceback__ = None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it came of."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += (each.__cause__, each.__context__)
 
 
 def _error_of(job: Job, result: Any) -> BaseException:
@@ -49,9 +73,13 @@ def _info(error: BaseException) -> ExceptionInfo:
 
 
 def _unwrap(result: Any) -> None:
-    """Of what the tracer returns: (whether it failed, its value or its `ExceptionInfo`, how long it took)."""
-    if isinstance(result, tuple) and len(result) == TRACED and isinstance(result[1], ExceptionInfo):
+    if _is_traced(result) and isinstance(result[1], ExceptionInfo):
         _bare(result[1])
+
+
+def _is_traced(result: Any) -> bool:
+    """Whether it is what the tracer returns: whether it failed, its value or its `ExceptionInfo`, how long it took."""
+    return isinstance(result, tuple) and len(result) == TRACED
 
 
 def _bare(info: ExceptionInfo) -> ExceptionInfo:

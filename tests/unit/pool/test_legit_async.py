@@ -2,10 +2,12 @@
 
 import asyncio
 import functools
+import gc
 import os
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -107,6 +109,7 @@ def _celery(monkeypatch):
 @pytest.fixture
 def app():
     own = Celery("pool", broker="memory://", set_as_current=False)
+    own.conf.legit_async_gc_threshold = 0  # a full collection at each start would take longer than the tests
     own.tasks["async"] = SimpleNamespace(is_async=True, request_stack=SimpleNamespace())
     own.tasks["plain"] = SimpleNamespace(is_async=False, request_stack=SimpleNamespace())
     yield own
@@ -941,3 +944,40 @@ def test_a_memory_limit_below_what_the_worker_takes_stops_the_start(app):
     with pytest.raises(ImproperlyConfigured, match="worker_max_memory_per_child is 1000 KiB"):
         pool.start()
     assert threading.active_count() == before
+
+
+def test_the_collector_looks_less_often_while_the_pool_runs(app, start):
+    app.conf.legit_async_gc_threshold = 12_345
+    before = gc.get_threshold()
+    worker = start()
+    assert gc.get_threshold()[0] == 12_345
+    worker.pool.stop()
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+def test_a_task_that_is_done_is_freed_without_the_collector(start, kind):
+    class Payload:
+        """Whose end can be seen."""
+
+    worker = start()
+    gc.disable()
+    try:
+        payload = Payload()
+        seen = weakref.ref(payload)
+
+        async def hold(payload=payload):
+            await asyncio.sleep(0)
+
+        def keep(_name, payload=payload):
+            pass
+
+        body = hold if kind == "async" else keep
+        del payload, hold, keep
+        report = worker.apply(body, kind)
+        del body
+        worker.until_told(report)
+        del report
+        worker.until(lambda: seen() is None)
+    finally:
+        gc.enable()

@@ -8,7 +8,7 @@ from celery.exceptions import TaskError, Terminated, WorkerLostError
 
 from legit_embedding.pool import compat
 from legit_embedding.pool.job import ABANDONED, HARD, TERMINATED, Job
-from legit_embedding.pool.outcomes import callback_of
+from legit_embedding.pool.outcomes import callback_of, let_go
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,45 @@ def test_other_ends_are_errors_with_an_exception_of_their_own(job, reason, resul
     callback, (info,) = callback_of(job, ok=False, result=result)
     assert callback is job.error_callback
     assert isinstance(info.exception, told)
+
+
+def failed_in_turn():
+    """An exception that came of one that came of one."""
+    try:
+        int("first")
+    except ValueError:
+        try:
+            {}["second"]
+        except KeyError:
+            try:
+                int("third")
+            except ValueError:
+                return ExceptionInfo()
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_what_was_told_of_a_failure_holds_no_frames_any_more(job, traced):
+    info = failed_in_turn()
+    ok, result = (True, (1, info, 0.1)) if traced else (False, info.exception.exc)
+    _, args = callback_of(job, ok=ok, result=result)
+    told = args[0][1] if traced else args[0]
+    error = told.exception
+    assert error.__traceback__ is not None
+    let_go(args)
+    for each in (error, error.__context__, error.__context__.__context__):
+        assert each.__traceback__ is None
+    assert "first" in told.traceback
+    assert "third" in told.traceback
+
+
+def test_exceptions_that_came_of_each_other_are_let_go_once(job):
+    one, other = ValueError("one"), ValueError("other")
+    _, args = callback_of(job, ok=False, result=one)
+    one.__context__, other.__context__ = other, one
+    let_go(args)
+    assert one.__traceback__ is None
+
+
+@pytest.mark.parametrize("args", [(), ("value",), ((0, "value", 0.1),), (True, 3.0)])
+def test_of_what_is_no_failure_there_is_nothing_to_let_go(args):
+    let_go(args)

@@ -1,0 +1,77 @@
+import gc
+
+import pytest
+
+from legit_embedding.pool.collector import Collector
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    before = gc.get_threshold()
+    gc.set_threshold(700, 11, 12)
+    yield
+    gc.unfreeze()
+    gc.enable()
+    gc.set_threshold(*before)
+
+
+def test_it_looks_less_often_until_it_is_stopped():
+    collector = Collector(5000)
+    collector.start()
+    assert gc.get_threshold() == (5000, 11, 12)
+    collector.stop()
+    assert gc.get_threshold() == (700, 11, 12)
+
+
+def test_what_was_there_is_not_looked_at_until_it_is_stopped():
+    collector = Collector(5000)
+    collector.start()
+    assert gc.get_freeze_count() > 1000
+    collector.stop()
+    assert gc.get_freeze_count() == 0
+
+
+def test_cycles_that_were_left_before_are_freed_first():
+    class Cyclic:
+        freed = False
+
+        def __init__(self):
+            self.own = self
+
+        def __del__(self):
+            Cyclic.freed = True
+
+    gc.disable()
+    Cyclic()
+    gc.enable()
+    Collector(5000).start()
+    assert Cyclic.freed
+
+
+def test_a_threshold_of_none_leaves_all_as_it_is():
+    Collector(0).start()
+    assert gc.get_threshold() == (700, 11, 12)
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_higher_threshold_of_the_apps_own_stays():
+    gc.set_threshold(90_000, 11, 12)
+    Collector(5000).start()
+    assert gc.get_threshold() == (90_000, 11, 12)
+
+
+def test_an_app_that_has_turned_it_off_keeps_it_so():
+    gc.disable()
+    Collector(5000).start()
+    assert not gc.isenabled()
+    assert gc.get_threshold() == (700, 11, 12)
+
+
+def test_a_second_start_and_stop_change_nothing():
+    collector = Collector(5000)
+    collector.start()
+    collector.start()
+    collector.stop()
+    gc.set_threshold(800, 1, 1)
+    collector.stop()
+    assert gc.get_threshold() == (800, 1, 1)
