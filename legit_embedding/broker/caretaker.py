@@ -149,10 +149,12 @@ class Caretaker:
         if channel is None:
             return LOOK_S
         most = channel.unacked_restore_limit or RESTORE_AT_ONCE
-        names = [self._keys.index, self._keys.unacked, self._keys.mutex]
+        keys = self._keys
+        names = [keys.index, keys.unacked, keys.mutex, keys.leases]
         while not stop.is_set():
             token = uuid.uuid4().hex
-            found = run(client, OVERDUE, names, channel.visibility_timeout, most, token, channel.unacked_mutex_expire)
+            timeout_s, mutex_s = channel.visibility_timeout, channel.unacked_mutex_expire
+            found = run(client, OVERDUE, names, timeout_s, most, token, mutex_s, keys.owners)
             if not found:
                 break
             self._restore(client, channel, token, list(zip(found[::2], found[1::2], strict=True)))

@@ -153,9 +153,11 @@ class Consumer:
     # -- opening -------------------------------------------------------------------------------------------------------
 
     def _ask_for_pushes(self) -> bool:
+        """Of the keys that we name alone: else we were told of all that a take's script reads, leases above all."""
         try:
             self._connection.call("HELLO", "3")
-            self._connection.call("CLIENT", "TRACKING", "ON", "NOLOOP")
+            self._connection.call("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP")
+            self._connection.call("CLIENT", "CACHING", "YES")  # if we may; the next command has no keys
         except exceptions.ResponseError as error:
             logger.info("the broker does not tell of new messages, which are looked for instead: %s", error)
             return False

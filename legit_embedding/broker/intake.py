@@ -52,6 +52,8 @@ class Intake:
         # Asked for anew each time: a signal's handler may cancel the consumers between any two lines.
         while queues := self._queues():
             decision = self._takes.decide(now_s, room=self._room(), prefetch=self._channel.qos.prefetch_count)
+            if decision.look:
+                self._ask_to_be_told()
             if not decision.messages:
                 return decision.again_s
             self._send_take(now_s, decision.messages, queues)
@@ -59,7 +61,7 @@ class Intake:
 
     def woken(self) -> None:
         """The server has told that there is something."""
-        self._takes.woken()
+        self._takes.told()
 
     def _room(self) -> int:
         qos = self._channel.qos
@@ -129,15 +131,26 @@ class Intake:
     def _ask_to_be_told(self) -> None:
         lists = self._lists(self._channel.active_queues)
         if lists:
+            # For the next command's keys.
+            self._connection.send(self._on_accepted, "CLIENT", "CACHING", "YES")
             self._connection.send(self._on_told, "EXISTS", *lists)
+            if self._takes.patience.to_count(time.monotonic()):
+                self._connection.send(self._on_counted, "ZCARD", self._keys.leases)
         else:
             self._takes.armed(time.monotonic(), empty=True)
 
-    def _on_told(self, reply: Reply) -> None:
+    def _on_accepted(self, reply: Reply) -> None:
         if is_error(reply):
             logger.warning("the broker cannot tell of new messages any more: %s", reply)
             self._takes.pushes = False
+
+    def _on_told(self, reply: Reply) -> None:
+        self._on_accepted(reply)
         self._takes.armed(time.monotonic(), empty=reply == 0)
+
+    def _on_counted(self, reply: Reply) -> None:
+        if not is_error(reply):  # where it is not allowed, many are assumed
+            self._takes.patience.counted(reply)
 
     def __repr__(self) -> str:
         return f"{self._takes!r}, {len(self.inbox)} in the inbox"

@@ -17,6 +17,9 @@ from hashlib import sha1
 TAKE_MAX = 1000
 """Messages one take may ask for: Lua passes at most some 8,000 values to a command, and each message is three pairs."""
 
+OVERDUE_LOOKS = 5000
+"""Messages that one search for what is overdue looks at, up to one page more."""
+
 DELIVERIES_TTL_S = 7 * 24 * 3600
 """How long the counts outlive the last message that was given back."""
 
@@ -231,21 +234,49 @@ return {returned, 1}
 """,
 )
 
-# KEYS: index, unacked, mutex. ARGV: visibility time-out in seconds, messages at most, a token, seconds of the mutex.
+# KEYS: index, unacked, mutex, leases. ARGV: visibility time-out in seconds, messages at most, a token, seconds of the
+# mutex, what the names of the owners' hashes begin with.
 # Returns {tag, value or false, ...} of what stock kombu would restore now, oldest first; nil where another one does it.
+# What a living line holds is no stock worker's: its renewal is late. It is made young here, so that stock workers leave
+# it alone, and so that neither this search nor the next one meets it again.
 OVERDUE = Script(
     "find what is overdue",
     NOW
     + """
 if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[4]) then return nil end
-local tags = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', 0, tonumber(ARGV[2]))
-local out = {}
-for i, tag in ipairs(tags) do
-  out[2 * i - 1], out[2 * i] = tag, redis.call('HGET', KEYS[2], tag)
+local living, lives = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. stamp, '+inf'), {}
+for _, line in ipairs(living) do lives[line] = true end
+local function holds(line, tag) return redis.call('HEXISTS', ARGV[5] .. line, tag) == 1 end
+local function held(tag)
+  local line = string.match(tag, '^(.*)%.%d+%.%d+$')
+  if not line then return false end
+  if lives[line] then return holds(line, tag) end
+  -- Perhaps its connection was lost, and the next one of its process has taken it over.
+  for _, other in ipairs(living) do
+    if holds(other, tag) then return true end
+  end
+  return false
 end
-if #tags == 0 then redis.call('DEL', KEYS[3]) end
+local most, out, looked = tonumber(ARGV[2]), {}, 0
+-- A step is not to keep the server for long; where it ends too early, the next one goes on from there.
+while #out < 2 * most and looked < __LOOKS__ do
+  -- From the first one that was not found yet.
+  local tags = redis.call(
+    'ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]), 'LIMIT', #out / 2, most - #out / 2
+  )
+  if #tags == 0 then break end
+  for _, tag in ipairs(tags) do
+    if held(tag) then
+      redis.call('ZADD', KEYS[1], 'XX', stamp, tag)
+    else
+      out[#out + 1], out[#out + 2] = tag, redis.call('HGET', KEYS[2], tag)
+    end
+  end
+  looked = looked + #tags
+end
+if #out == 0 then redis.call('DEL', KEYS[3]) end
 return out
-""",
+""".replace("__LOOKS__", str(OVERDUE_LOOKS)),
 )
 
 # KEYS: index, unacked, mutex, then lists. ARGV: the token, then (tag, number of the list or 0, text) of each message.

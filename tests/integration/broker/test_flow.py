@@ -7,14 +7,17 @@ import os
 import statistics
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from celery.events import EventReceiver
 
+from legit_embedding.broker.takes import SAFETY_PAUSE_S
 from legit_embedding.testing.proxy import DelayProxy
 from tests.integration.broker.client import all_ran, nothing_left, started, state, worker_for
+from tests.integration.broker.rig import rig, send
 from tests.waiting import until
 
 RTT_MS = 20
@@ -147,6 +150,74 @@ def test_an_idle_worker_far_away_begins_at_once(client, proxy):
             until(lambda number=number: client.noted("stamps") > number, "the task", more=lambda: worker.log)
             waits_s.append(float(client.notes("stamps")[number].split()[1]) - sent_s)
     assert statistics.median(waits_s) < WAKE_UP_S, [f"{wait_s * 1000:.0f} ms" for wait_s in waits_s]
+
+
+@contextmanager
+def fleet(url, number, *, name, **options):
+    """Consumers of the same queue, each with a loop on a thread of its own, and records of its own.
+
+    Those of one process share what they hold: here each is to be like a process of its own.
+    """
+    stop = threading.Event()
+
+    def run(own):
+        while not stop.is_set():
+            own.turn()
+
+    with ExitStack() as stack:
+        rigs = [stack.enter_context(rig(url, unacked_key=f"{name}{i}", **options)) for i in range(number)]
+        threads = [threading.Thread(target=run, args=(own,), name=f"consumer {i}") for i, own in enumerate(rigs)]
+        try:
+            for thread in threads:
+                thread.start()
+            yield rigs
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+
+
+def calls(client, command):
+    """How often the server has run it so far, in scripts as well."""
+    return client.broker.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"]
+
+
+def test_of_many_idle_consumers_few_take_and_each_other_one_only_reads_once(client):
+    number, messages = 24, 40
+    for i in range(number):  # with records of its own each would believe to be the only one
+        client.broker.zadd(f"many{i}_leases", {f"other{other}": time.time() + 3600 for other in range(number)})
+    with fleet(client.url, number, name="many") as rigs:
+        lists = len(rigs[0].channel.priority_steps)
+
+        def trickle(bodies):
+            """Takes and looks, one message after the other; each take looks at each list once, and again for more."""
+            before = calls(client, "rpop"), calls(client, "exists")
+            for body in bodies:
+                looks = calls(client, "exists")
+                send(client.url, [body])
+                until(lambda looks=looks: calls(client, "exists") >= looks + number, "the end of all looks")
+                until(lambda body=body: any(body in own.bodies for own in rigs), "the message")
+            pops, looks = calls(client, "rpop") - before[0], calls(client, "exists") - before[1]
+            return (pops - len(bodies)) / lists, looks
+
+        until(lambda: calls(client, "exists") >= number, "idle consumers")
+        trickle(range(20))  # until those who lose have found out
+        takes, looks = trickle(range(20, 20 + messages))
+        came = sorted(body for own in rigs for body in own.bodies)
+    assert came == list(range(20 + messages))
+    assert takes <= messages * number / 2, f"{takes / messages:.1f} takes a message"
+    assert looks <= messages * number * 1.2, f"{looks / messages:.1f} looks a message"
+
+
+def test_an_idle_consumer_is_not_told_of_the_leases_that_are_renewed(client):
+    """Its takes read them: it would look each time, and so would every other one."""
+    with fleet(client.url, 1, name="lone", lease_s=0.6):
+        until(lambda: calls(client, "exists"), "an idle consumer")
+        from_s, looks, renewals = time.monotonic(), calls(client, "exists"), calls(client, "zadd")
+        until(lambda: calls(client, "zadd") >= renewals + 12, "renewals")
+        looks = calls(client, "exists") - looks
+        looked_for_s = time.monotonic() - from_s
+    assert looks <= looked_for_s / SAFETY_PAUSE_S + 1
 
 
 # -- what else goes over the line --------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from legit_embedding.broker.scripts import (
     GIVE_BACK,
     OPEN,
     OVERDUE,
+    OVERDUE_LOOKS,
     RENEW,
     RESTORE,
     RESTORE_DEAD,
@@ -158,7 +159,8 @@ class Broker:
 
     def overdue(self, token, most=100):
         keys = self.keys
-        found = run(self.client, OVERDUE, [keys.index, keys.unacked, keys.mutex], TIMEOUT_S, most, token, 300)
+        names = [keys.index, keys.unacked, keys.mutex, keys.leases]
+        found = run(self.client, OVERDUE, names, TIMEOUT_S, most, token, 300, keys.owners)
         return found if found is None else list(zip(found[::2], found[1::2], strict=True))
 
     def restore(self, token, *restored):
@@ -262,6 +264,18 @@ class Model:
             self.counts[text] = count
         self.put(record.key, side, text)
         return True
+
+    def overdue(self, most):
+        """What stock workers and the dead hold; what is met meanwhile of the living is young again."""
+        found = []
+        for tag in sorted(self.old, key=self.old.get):
+            if len(found) == most:
+                break
+            if self.leases.get(self.held[tag].line, 0.0) is None:
+                del self.old[tag]
+            else:
+                found.append(tag)
+        return found
 
     def forget(self, tag):
         self.old.pop(tag, None)
@@ -491,8 +505,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         if self.looked is not None:
             assert found is None
             return
-        tags = sorted(self.model.old, key=self.model.old.get)[:most]
-        assert [tag.decode() for tag, _ in found] == tags
+        assert [tag.decode() for tag, _ in found] == self.model.overdue(most)
         restored = []
         for tag, value in found:
             payload, _, routing_key = json.loads(value)
@@ -604,6 +617,14 @@ def hold(broker, *names, queue="q", priority=0):
     return line, [each.tag for each in broker.take(line, [queue])]
 
 
+def left_behind(broker, *names):
+    """Overdue tags of a line that is dead, the oldest first."""
+    line, tags = hold(broker, *names)
+    broker.expire(line)
+    broker.age(*tags)
+    return tags
+
+
 def names_of(texts):
     return [name_in(text) for text in texts]
 
@@ -665,6 +686,7 @@ def test_all_keys_bear_the_prefix(raw):
     broker = Broker(raw, "site:")
     line, tags = hold(broker, "a", "b")
     broker.give_back(line, (tags[1], FRONT, True, ""))
+    broker.expire(line)
     broker.age(tags[0])
     assert broker.overdue("token")
     keys = "q unacked unacked_deliveries unacked_index unacked_leases unacked_mutex".split()
@@ -853,16 +875,14 @@ def test_a_renewal_does_not_index_anew_what_was_restored(redis_url, broker):
 
 
 def test_nobody_looks_for_what_is_overdue_while_stock_kombu_does(broker, raw):
-    _, tags = hold(broker, "a")
-    broker.age(*tags)
+    tags = left_behind(broker, "a")
     with Mutex(raw, broker.keys.mutex, 300):
         assert broker.overdue("token") is None
     assert [tag.decode() for tag, _ in broker.overdue("token")] == tags
 
 
 def test_stock_kombu_restores_nothing_while_our_look_has_the_mutex(redis_url, broker):
-    _, tags = hold(broker, "a")
-    broker.age(*tags)
+    tags = left_behind(broker, "a")
     assert broker.overdue("token")
     with stock_channel(redis_url) as channel:
         restore_like_stock(channel)
@@ -872,8 +892,7 @@ def test_stock_kombu_restores_nothing_while_our_look_has_the_mutex(redis_url, br
 
 
 def test_a_restore_whose_mutex_is_somebody_elses_by_now_leaves_it_alone(broker, raw):
-    _, tags = hold(broker, "a", "b")
-    broker.age(*tags)
+    tags = left_behind(broker, "a", "b")
     assert len(broker.overdue("slow")) == 2
     raw.delete(broker.keys.mutex)
     found = broker.overdue("quick", 1)
@@ -887,8 +906,7 @@ def test_a_restore_whose_mutex_is_somebody_elses_by_now_leaves_it_alone(broker, 
 
 
 def test_an_overdue_message_of_several_queues_goes_to_all_of_them(broker):
-    _, tags = hold(broker, "a")
-    broker.age(*tags)
+    tags = left_behind(broker, "a")
     broker.overdue("token")
     assert broker.restore("token", (tags[0], "one", b"1"), (tags[0], "two", b"2")) == 1
     assert (broker.list("one"), broker.list("two"), broker.held()) == ([b"1"], [b"2"], {})
@@ -899,3 +917,73 @@ def test_an_index_entry_without_a_message_is_removed(broker, raw):
     assert broker.overdue("token") == [(b"orphan", None)]
     assert broker.restore("token", ("orphan", None, "")) == 0
     assert broker.indexed() == {}
+
+
+def taken_by_stock(broker, raw, *tags):
+    """Overdue messages of a stock worker, the oldest first."""
+    for score, tag in enumerate(tags, 1000):
+        raw.hset(broker.keys.unacked, tag, dumps([json.loads(text_of(tag, "q")), "", "q"]))
+        raw.zadd(broker.keys.index, {tag: score})
+
+
+def found_of(found):
+    return [tag.decode() for tag, _ in found]
+
+
+def test_what_a_living_line_holds_is_not_overdue_however_late_its_renewal_is(redis_url, broker):
+    """And not for stock workers either, from the first look of ours on."""
+    _, tags = hold(broker, "a", "b")
+    broker.age(*tags)
+    assert broker.overdue("token") == []
+    assert all(abs(score - time.time()) < 60 for score in broker.indexed().values())
+    with stock_channel(redis_url) as channel:
+        restore_like_stock(channel)
+    assert broker.list("q") == []
+    assert broker.held().keys() == set(tags)
+
+
+def test_a_look_that_finds_only_what_the_living_hold_leaves_the_mutex_to_others(broker, raw):
+    _, tags = hold(broker, "a")
+    broker.age(*tags)
+    assert broker.overdue("token") == []
+    assert raw.exists(broker.keys.mutex) == 0
+
+
+def test_what_the_next_line_of_a_process_has_taken_over_is_not_overdue(broker):
+    """Its tags name the line that was lost."""
+    before, tags = hold(broker, "a", "b")
+    line, returned = broker.open(before, tags[:1])
+    assert (returned, broker.owned(line)) == (1, tags[:1])
+    broker.age(*tags)
+    assert broker.overdue("token") == []
+    broker.expire(line)
+    broker.age(*tags)
+    assert found_of(broker.overdue("token")) == tags[:1]
+
+
+def test_what_a_line_alive_holds_no_more_is_overdue(broker, raw):
+    line, tags = hold(broker, "a", "b")
+    raw.hdel(broker.keys.owner(line), tags[0])
+    broker.age(*tags)
+    assert found_of(broker.overdue("token")) == tags[:1]
+
+
+@pytest.mark.parametrize("most", [1, 2, 30, 100])
+def test_what_stock_workers_left_behind_is_found_behind_any_number_of_older_messages_of_the_living(broker, raw, most):
+    _, tags = hold(broker, *(f"m{number}" for number in range(100)))
+    broker.age(*tags)
+    stock = ["stock", "stock.with.dots", "line1.1.999"]
+    taken_by_stock(broker, raw, *stock)
+    assert found_of(broker.overdue("token", most)) == stock[:most]
+
+
+def test_a_look_that_has_met_too_much_is_ended_and_the_next_one_goes_on(broker, raw):
+    line, tags = hold(broker, *(f"m{number}" for number in range(3)))
+    many = {f"{line}.7.{number}": number + 1 for number in range(OVERDUE_LOOKS)}
+    raw.hset(broker.keys.owner(line), mapping=dict.fromkeys(many, "1|1|q"))
+    raw.zadd(broker.keys.index, many)
+    taken_by_stock(broker, raw, "stock")
+    raw.zadd(broker.keys.index, {"stock": OVERDUE_LOOKS + 1})
+    assert broker.overdue("token") == []
+    assert found_of(broker.overdue("token")) == ["stock"]
+    assert broker.held().keys() == {*tags, "stock"}

@@ -1,6 +1,7 @@
 """The flow of a message, between a loop that turns when it is told to and a server that says what it is told to."""
 
 import contextlib
+import itertools
 import json
 import select
 import socket
@@ -22,6 +23,7 @@ from legit_embedding.broker import intake as intake_module
 from legit_embedding.broker.consumer import SLICE_S, Consumer, Options
 from legit_embedding.broker.holdings import Holdings, Taken
 from legit_embedding.broker.names import Keys
+from legit_embedding.broker.patience import LONGEST_SPREAD_S, PATIENCE
 from legit_embedding.broker.scripts import GIVE_BACK, OPEN, TAKE
 from legit_embedding.broker.settling import ACKS_A_COMMAND, BACK, GIVE_BACK_A_COMMAND, REFUSED_PAUSE_S, Return
 from legit_embedding.broker.takes import SAFETY_PAUSE_S
@@ -66,6 +68,7 @@ class Server:
         self.leased = True
         self.counts = None
         self.left_behind = 0
+        self.lines = 100
 
     def listen(self):
         try:
@@ -100,7 +103,8 @@ class Server:
                 return error
         if words[0] == TAKE.name:
             return self._take(words)
-        return {"EXISTS": len(self.lists), OPEN.name: 0, "HLEN": self.left_behind}.get(words[0], 1)
+        replies = {"EXISTS": len(self.lists), OPEN.name: 0, "HLEN": self.left_behind, "ZCARD": self.lines}
+        return replies.get(words[0], 1)
 
     def _take(self, words):
         if not self.leased:
@@ -336,13 +340,13 @@ def make(prepare):
 def test_a_new_line_asks_for_pushes_makes_its_scripts_known_and_gets_a_lease(make):
     rig = make(lease_s=12.5)
     assert rig.server.named("HELLO") == [["3"]]
-    assert rig.server.named("CLIENT") == [["TRACKING", "ON", "NOLOOP"]]
+    assert rig.server.named("CLIENT") == [["TRACKING", "ON", "OPTIN", "NOLOOP"], ["CACHING", "YES"]]
     assert len(rig.server.named("SCRIPT")) == 3
     opened = ["p:unacked", "p:index", "p:unacked_leases", rig.owner, rig.keys.owner(""), "p:unacked_deliveries"]
     assert rig.server.named(OPEN.name) == [[*opened, rig.consumer.line, "12.5", ""]]
 
 
-@pytest.mark.parametrize("command", ["HELLO", "CLIENT"])
+@pytest.mark.parametrize("command", ["HELLO", "CLIENT", "CLIENT TRACKING ON OPTIN", "CLIENT CACHING"])
 def test_a_server_that_cannot_tell_of_messages_is_asked_again_and_again(prepare, command, clock):
     rig = prepare()
     rig.server.refuses[command] = NO("ERR unknown command")
@@ -585,6 +589,63 @@ def test_with_all_queues_empty_nothing_is_sent_until_the_server_tells(make):
     rig.turn(5)
     assert rig.server.heard == []
     assert rig.hub.timers_s == [SAFETY_PAUSE_S]
+    rig.put(text_of(1))
+    rig.server.push()
+    rig.settle()
+    assert rig.channel.bodies() == [1]
+
+
+def test_the_server_is_to_tell_of_the_lists_alone(make):
+    """Each look is preceded by the wish to be told of the keys that it reads; of a take's there is none."""
+    rig = make()
+    rig.settle()
+    rig.receive(1)
+    rig.server.push()
+    rig.settle()
+    heard = [words[:3] for words in rig.server.heard]
+    for before, words in itertools.pairwise(heard):
+        assert (words[0] == "EXISTS") == (before == ["CLIENT", "CACHING", "YES"] and words[0] != "SCRIPT")
+    assert [words[0] for words in heard].count("EXISTS") >= 2
+
+
+def lose_for_long(rig, clock):
+    """Told again and again of what others get."""
+    rig.settle()
+    for _ in range(PATIENCE + 100):
+        rig.server.push()
+        rig.settle()
+        clock.now_s += LONGEST_SPREAD_S
+        rig.settle()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_who_is_told_for_nothing_for_long_looks_a_little_later_and_takes_what_there_is(
+    make, clock, monkeypatch, refused
+):
+    rig = make()
+    if refused:
+        rig.server.refuses["ZCARD"] = NO("NOPERM no zcard")
+    lose_for_long(rig, clock)
+    monkeypatch.setattr(rig.consumer._intake._takes.patience, "_draw", lambda: 0.5)
+    rig.server.forget()
+    rig.put(text_of(1))
+    rig.server.push()
+    rig.settle()
+    assert rig.server.heard == []
+    assert rig.hub.timers_s[-1] == pytest.approx(LONGEST_SPREAD_S / 2)
+    clock.now_s += LONGEST_SPREAD_S / 2 + 1e-9
+    rig.settle()
+    heard = [words[0] for words in rig.server.heard if words[0] != "ZCARD"]
+    assert heard[:3] == ["CLIENT", "EXISTS", TAKE.name]
+    assert rig.channel.bodies() == [1]
+
+
+def test_one_of_a_few_workers_takes_at_once_however_long_it_was_told_for_nothing(make, clock):
+    rig = make()
+    rig.server.lines = 2
+    lose_for_long(rig, clock)
+    assert rig.server.named("ZCARD")[0] == ["p:unacked_leases"]
+    assert len(rig.server.named("ZCARD")) <= 4
     rig.put(text_of(1))
     rig.server.push()
     rig.settle()
