@@ -101,7 +101,9 @@ class Ledger:
         Raises:
             ShuttingDownError: the publisher stopped first.
         """
-        receipts = [receipt for part in await asyncio.gather(*self._confirmations) for receipt in part]
+        if not all(confirmation.done() for confirmation in self._confirmations):
+            await asyncio.gather(*self._confirmations)
+        receipts = [receipt for confirmation in self._confirmations for receipt in confirmation.result()]
         receipts.sort(key=_place)
         return summarise(batch_id, receipts, ok=self._ok, errors=len(self._envelope.items) - self._ok)
 

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +11,8 @@ from legit_embedding.contract import EntryTemplate, Names, dead_letter, parse_en
 from legit_embedding.sources import Sources
 from legit_embedding.models.base import EmbeddingModel
 from legit_embedding.models.cache import ModelCache
-from legit_embedding.batching import Batcher, Ticket, Turns
+from legit_embedding.models.slots import Lease
+from legit_embedding.batching import Batcher, Preparer, Ticket
 from legit_embedding.ledger import NO_MODEL, Ledger, summarise
 from legit_embedding.publish.streams import Publisher
 
@@ -34,7 +33,6 @@ from legit_embedding.errors import (
 )
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
-from legit_embedding.threads import run_on
 from legit_embedding.values import (
     Delivery,
     Envelope,
@@ -43,7 +41,6 @@ from legit_embedding.values import (
     ModelInfo,
     Options,
     Payload,
-    Prepared,
     RejectedItem,
     ShmSource,
     Summary,
@@ -53,9 +50,6 @@ from legit_embedding.values import (
 
 ENTRY_OVERHEAD_BYTES = 1024
 """About what an entry holds beside its vector."""
-
-PREPARED_AHEAD = 2
-"""Chunks given to the prepare threads at once, for each of them: one more than it works on, so that it never idles."""
 
 
 class Pipeline:
@@ -72,8 +66,7 @@ class Pipeline:
         batcher: Batcher,
         publisher: Publisher,
         budget: ByteBudget,
-        executor: Executor,
-        prepare_threads: int,
+        preparer: Preparer,
         clock: Clock,
         metrics: Metrics,
         reporter: Reporter,
@@ -86,13 +79,12 @@ class Pipeline:
         self._batcher = batcher
         self._publisher = publisher
         self._budget = budget
-        self._executor = executor
+        self._preparer = preparer
         self._clock = clock
         self._metrics = metrics
         self._reporter = reporter
         self._in_flight = 0
         self._closing = False
-        self._turns = Turns(PREPARED_AHEAD * prepare_threads)
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
 
     async def run(
@@ -151,8 +143,7 @@ class Pipeline:
         if left_s is not None and left_s <= 0:
             raise ExpiredError("the task's `expires` passed before its turn")
         deadline_s = None if left_s is None else self._clock.monotonic() + left_s
-        async with AsyncExitStack() as stack:
-            model = await self._lease_model(stack, envelope)
+        with await self._lease_model(envelope) as model:
             ledger.use_model(model.info, model.fingerprint(envelope.options))
             misfits = [item for item in items if input_kind_of(item) not in model.accepts]
             await ledger.settle_all([(item, misfit_error(item, model.info)) for item in misfits])
@@ -165,13 +156,15 @@ class Pipeline:
             )
             await self._spread([item for item in items if input_kind_of(item) in model.accepts], run)
 
-    async def _lease_model(self, stack: AsyncExitStack, envelope: Envelope) -> EmbeddingModel:
+    async def _lease_model(self, envelope: Envelope) -> Lease:
         """The model. It is waited for as long as a failed load is remembered, and no longer: a task holds a place."""
         left_s = max(self._settings.model_failure_s, self._settings.retry_max_s)
-        for pause_s in (*self._backoff.pauses_s(), None):
+        pauses_s = self._backoff.pauses_s()
+        while True:
             try:
-                return await stack.enter_async_context(self._models.lease(envelope.model, modality_of(envelope.kind)))
+                return await self._models.lease(envelope.model, modality_of(envelope.kind))
             except ModelUnavailableError as error:
+                pause_s = next(pauses_s, None)
                 if pause_s is None or error.permanent:
                     raise
                 wait_s = max(pause_s, error.retry_after_s)
@@ -180,11 +173,13 @@ class Pipeline:
                     raise
                 self._metrics.retry("model")
                 await self._clock.sleep(wait_s)
-        raise AssertionError("unreachable: the last round raises or returns")
 
     async def _spread(self, items: Sequence[Item], run: "_Run") -> None:
         """The items in chunks, a window of them under way at once; memory is reserved before a chunk starts."""
         size = max(1, run.model.prepare_chunk)
+        if len(items) <= size:
+            await self._embed_alone(items, run)
+            return
         window = asyncio.Semaphore(max(1, self._settings.task_window // size))
         try:
             async with asyncio.TaskGroup() as group:
@@ -197,6 +192,17 @@ class Pipeline:
                     task.add_done_callback(partial(_give_back, reservation, window))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # the first to fail: it stopped the others
+
+    async def _embed_alone(self, chunk: Sequence[Item], run: "_Run") -> None:
+        """As a window of one chunk: the common case, without a task of asyncio's for it."""
+        if not chunk:
+            return
+        await self._publisher.wait_for_room()
+        reservation = await self._reserve(chunk, run.model)
+        try:
+            await self._embed_chunk(chunk, reservation, run)
+        finally:
+            reservation.release()
 
     async def _reserve(self, chunk: Sequence[Item], model: EmbeddingModel) -> Reservation:
         per_item = model.prepared_nbytes + entry_nbytes(model.info)
@@ -238,7 +244,10 @@ class Pipeline:
 
     async def _fetch(self, chunk: Sequence[Item], run: "_Run") -> list[tuple[Item, Payload]]:
         """What could be read; the rest has its error entries."""
-        payloads = await asyncio.gather(*(self._read(item) for item in chunk))
+        if sum(not self._sources.at_hand(item.source) for item in chunk) > 1:
+            payloads = await asyncio.gather(*(self._read(item) for item in chunk))
+        else:  # nothing to wait for at the same time
+            payloads = [await self._read(item) for item in chunk]
         pairs = list(zip(chunk, payloads, strict=True))
         run.ledger.settle((item, found) for item, found in pairs if isinstance(found, EmbeddingError))
         return [(item, found) for item, found in pairs if not isinstance(found, EmbeddingError)]
@@ -255,12 +264,8 @@ class Pipeline:
         """Tickets for what could be prepared; the rest has its error entries."""
         if not pairs:
             return []
-        async with self._turns.take(run.task_id):
-            started_s = self._clock.monotonic()
-            results: list[Prepared | EmbeddingError] = await run_on(
-                self._executor, run.model.prepare, [payload for _, payload in pairs], run.options
-            )
-            self._metrics.stage("prepare", self._clock.monotonic() - started_s)
+        payloads = [payload for _, payload in pairs]
+        results = await self._preparer.prepare(run.model, payloads, run.options, task=run.task_id)
         tickets = []
         for (item, _), result in zip(pairs, results, strict=True):
             if isinstance(result, EmbeddingError):

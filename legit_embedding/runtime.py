@@ -9,11 +9,12 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
 
-from legit_embedding.batching import Batcher
+from legit_embedding.batching import Batcher, Preparer
 from legit_embedding.budget import ByteBudget
 from legit_embedding.clock import SystemClock
 from legit_embedding.config import Settings, settings
@@ -138,6 +139,12 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
     prepare_threads = values.prepare_threads or usable_cpus()
     threads = DaemonThreads(prepare_threads, "legit-prepare")
     stack.push_async_callback(threads.close, PREPARE_TIMEOUT_S)
+    preparer = Preparer(
+        threads,
+        threads=prepare_threads,
+        clock=clock,
+        observe=partial(metrics.stage, "prepare"),
+    )
     pipeline = Pipeline(
         settings=values,
         names=names,
@@ -147,8 +154,7 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
         batcher=batcher,
         publisher=publisher,
         budget=budget,
-        executor=threads,
-        prepare_threads=prepare_threads,
+        preparer=preparer,
         clock=clock,
         metrics=metrics,
         reporter=reporter,

@@ -32,15 +32,6 @@ ELSEWHERE = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "UNBLOCKED")
 """What a server says that is not, or no longer, the one to talk to: connect anew."""
 
 
-def pack(arguments: Sequence[Argument]) -> bytes:
-    """A command as RESP sends it."""
-    parts = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
-
-
 def is_error(reply: Reply) -> bool:
     """Whether the server refused."""
     return isinstance(reply, hiredis.ReplyError)
@@ -165,7 +156,7 @@ class PipelinedConnection:
 
     def send(self, on_reply: OnReply | None, *arguments: Argument) -> None:
         """Queues a command; `flush` sends it."""
-        self._out += pack(arguments)
+        self._out += hiredis.pack_command(arguments)  # type: ignore[arg-type]  # its stub says: a tuple of one
         self._waiting.append((on_reply, time.monotonic()))
 
     def run(self, on_reply: OnReply | None, script: Script, keys: Sequence[Argument], *arguments: Argument) -> None:

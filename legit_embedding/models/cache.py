@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +20,7 @@ from legit_embedding.errors import (
 from legit_embedding.models.base import EmbeddingModel, InputLimits
 from legit_embedding.models.catalog import Catalog, ModelSpec
 from legit_embedding.models.registry import Registry
-from legit_embedding.models.slots import ModelState, Slot, least_recently_used, resident_nbytes, unused_for
+from legit_embedding.models.slots import Lease, ModelState, Slot, least_recently_used, resident_nbytes, unused_for
 from legit_embedding.models.warmup import warm_up
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
@@ -66,9 +66,8 @@ class ModelCache:
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
-    @asynccontextmanager
-    async def lease(self, key: str | None, modality: str) -> AsyncIterator[EmbeddingModel]:
-        """The model `key`, or the modality's default; it stays loaded until the context is left.
+    async def lease(self, key: str | None, modality: str) -> Lease:
+        """The model `key`, or the modality's default.
 
         Raises:
             UnknownModelError: it is not declared.
@@ -78,13 +77,7 @@ class ModelCache:
         """
         spec = self._catalog.spec(key or self._catalog.default(modality))
         slot = self._slots[spec.key]
-        model = await self._ready(slot)
-        slot.in_use += 1
-        try:
-            yield model
-        finally:
-            slot.in_use -= 1
-            slot.last_used_s = self._clock.monotonic()
+        return Lease(slot, await self._ready(slot), self._clock)
 
     @contextmanager
     def hold(self, model: object) -> Iterator[None]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from legit_embedding.clock import Clock
 from legit_embedding.errors import ModelUnavailableError
 from legit_embedding.models.base import EmbeddingModel
 from legit_embedding.models.catalog import ModelSpec
@@ -85,6 +86,25 @@ class Slot:
         if self.unloading is not None:
             return "unloading"
         return "failed" if error is not None else "unloaded"
+
+
+class Lease:
+    """A model in use: it stays loaded until the context is left. It counts from when it is made; enter it at once."""
+
+    __slots__ = ("_clock", "_model", "_slot")
+
+    def __init__(self, slot: Slot, model: EmbeddingModel, clock: Clock) -> None:
+        self._slot = slot
+        self._model = model
+        self._clock = clock
+        slot.in_use += 1
+
+    def __enter__(self) -> EmbeddingModel:
+        return self._model
+
+    def __exit__(self, *_: object) -> None:
+        self._slot.in_use -= 1
+        self._slot.last_used_s = self._clock.monotonic()
 
 
 def resident_nbytes(slots: Iterable[Slot], device: str | None) -> int:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -87,7 +88,9 @@ class RedisWire:
             await self._drop()
         if not self._connection.is_connected:
             await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py's gap
-        await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        # Packed by hiredis, not by redis-py, whose asyncio part does it in Python: four times the time.
+        packed = b"".join(pack_command(command) for command in commands)  # type: ignore[arg-type]  # its stub: of one
+        await self._connection.send_packed_command(packed, check_health=False)
 
     async def _read(self) -> Any:
         try:

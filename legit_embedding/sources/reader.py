@@ -49,6 +49,13 @@ class Sources:
             concurrency=settings.fetch_concurrency,
         )
 
+    @staticmethod
+    def at_hand(source: Source) -> bool:
+        """Whether `read` gives it at once, without a thread or the network."""
+        return isinstance(source, TextSource) or (
+            isinstance(source, InlineSource) and len(source.data) < DECODE_INLINE_BELOW
+        )
+
     async def read(self, source: Source) -> Payload:
         """The item's payload: a text, an encoded image, or a tensor of shape (channels, height, width).
 
@@ -59,7 +66,7 @@ class Sources:
         """
         if isinstance(source, TextSource):
             return checked_text(source.text, max_bytes=self._max_bytes)
-        if isinstance(source, InlineSource) and len(source.data) < DECODE_INLINE_BELOW:
+        if isinstance(source, InlineSource) and self.at_hand(source):
             return decode_inline(source.data, max_bytes=self._max_bytes)
         started_s = self._clock.monotonic()
         try:

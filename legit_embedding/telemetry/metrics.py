@@ -3,6 +3,7 @@
 import threading
 from collections import Counter as Tally
 from collections.abc import Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
@@ -46,13 +47,15 @@ class Metrics:
         self._loaded = Gauge("legit_models_loaded", "models in memory", registry=registry)
         self._retries = Counter("legit_retries", "attempts repeated", ("kind",), registry=registry)
         self._alarms = Counter("legit_alarms", "what an operator should look at", ("kind",), registry=registry)
+        self._stage_of = cache(self._stages.labels)  # what prometheus_client looks up under a lock each time
+        self._item_of = cache(self._items.labels)
         self._lock = threading.Lock()
         self._sums: Tally[str] = Tally()
         self._seconds: dict[str, float] = {}
 
     def item(self, model: str, outcome: str, count: int = 1) -> None:
         """Items that got their outcome: `ok` or an error type."""
-        self._items.labels(model, outcome).inc(count)
+        self._item_of(model, outcome).inc(count)
         self._sum("items_ok" if outcome == "ok" else "items_error", count)
 
     def batch(self, *, model: str, device: str, items: int, capacity: int, seconds: float) -> None:
@@ -69,7 +72,7 @@ class Metrics:
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage took that long: fetch, prepare, queue, forward, finish or publish."""
-        self._stages.labels(name).observe(seconds)
+        self._stage_of(name).observe(seconds)
 
     def backlog(self, *, entries: int, nbytes: int) -> None:
         """Results that wait for their confirmation."""

@@ -4,10 +4,11 @@ import asyncio
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
-from legit_embedding.batching import Batcher
+from legit_embedding.batching import Batcher, Preparer
 from legit_embedding.budget import ByteBudget
 from legit_embedding.config import load_settings
 from legit_embedding.contract import Names, parse_entry
@@ -83,8 +84,12 @@ class Rig:
             batcher=self.batcher,
             publisher=self.publisher,
             budget=self.budget,
-            executor=self.executor,
-            prepare_threads=self.settings.prepare_threads or 2,
+            preparer=Preparer(
+                self.executor,
+                threads=self.settings.prepare_threads or 2,
+                clock=self.clock,
+                observe=partial(self.metrics.stage, "prepare"),
+            ),
             reporter=self.reporter,
             **shared,
         )

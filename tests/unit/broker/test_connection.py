@@ -8,7 +8,7 @@ import pytest
 from redis import exceptions
 
 from legit_embedding.broker import connection as module
-from legit_embedding.broker.connection import ELSEWHERE, PASSING, READ_BYTES, PipelinedConnection, pack
+from legit_embedding.broker.connection import ELSEWHERE, PASSING, READ_BYTES, PipelinedConnection
 from legit_embedding.broker.scripts import Script
 
 SCRIPT = Script("one", "return 1")
@@ -121,11 +121,11 @@ def clock(monkeypatch):
 # -- commands and replies ----------------------------------------------------------------------------------------------
 
 
-def test_a_command_is_packed_as_the_server_reads_it():
-    reader = hiredis.Reader()
-    reader.feed(pack(["SET", b"\xff\r\n", 7, 0.5, "ü", ""]))
-    assert reader.gets() == [b"SET", b"\xff\r\n", b"7", b"0.5", "ü".encode(), b""]
-    assert not reader.has_data()
+def test_a_command_is_sent_as_the_server_reads_it(rig):
+    connection = rig.attach()
+    connection.send(None, "SET", b"\xff\r\n", 7, 0.5, "ü", "")
+    connection.flush()
+    assert rig.peer.heard() == [[b"SET", b"\xff\r\n", b"7", b"0.5", "ü".encode(), b""]]
 
 
 def test_nothing_is_sent_before_a_flush_and_then_everything_goes_out_together(rig):
@@ -559,7 +559,7 @@ def test_tls_that_takes_nothing_now_gets_it_later(trouble):
     assert not own.sent
     for _ in range(2):
         hub.writers[5]()
-    assert bytes(own.sent) == pack(["PING"])
+    assert bytes(own.sent) == hiredis.pack_command(("PING",))
     assert hub.writers == {}
 
 

@@ -1,5 +1,7 @@
 """A cache whose models have no weights."""
 
+from contextlib import asynccontextmanager
+
 import pytest
 
 from legit_embedding.config import load_settings
@@ -31,9 +33,15 @@ class CacheRig:
             close_timeout_s=close_timeout_s,
         )
 
+    @asynccontextmanager
+    async def leased(self, key, modality):
+        """For a context together with others."""
+        with await self.cache.lease(key, modality) as model:
+            yield model
+
     async def use(self, key):
         """Leases the model and gives it back."""
-        async with self.cache.lease(key, "text") as model:
+        with await self.cache.lease(key, "text") as model:
             return model
 
     def state(self, key):

@@ -27,7 +27,7 @@ async def test_however_many_ask_at_once_the_model_is_loaded_once(cache_rig):
 
 async def test_without_a_key_the_default_of_the_modality_is_leased(cache_rig):
     rig = cache_rig(toml='[defaults]\nimage = "b"\n[models.a]\nadapter = "fake"\n[models.b]\nadapter = "fake"')
-    async with rig.cache, rig.cache.lease(None, "image") as model:
+    async with rig.cache, rig.leased(None, "image") as model:
         assert model.info.name == "b"
 
 
@@ -197,7 +197,7 @@ async def test_a_load_that_nobody_waits_for_any_more_still_ends_with_its_model(c
 async def test_a_leased_model_is_not_unloaded(cache_rig):
     rig = cache_rig()
     async with rig.cache:
-        async with rig.cache.lease("a", "text"):
+        async with rig.leased("a", "text"):
             with pytest.raises(ModelUnavailableError, match="'a' is in use by 1 tasks"):
                 await rig.cache.unload("a")
         await rig.cache.unload("a")
@@ -209,7 +209,7 @@ async def test_a_model_that_computes_a_batch_outlives_its_lease(cache_rig):
     """A task that is cancelled ends its lease at once; the batch on the device does not end with it."""
     rig = cache_rig("a", model_idle_s=60)
     async with rig.cache:
-        async with rig.cache.lease("a", "text") as model:
+        async with rig.leased("a", "text") as model:
             hold = rig.cache.hold(model)
             hold.__enter__()
         with pytest.raises(ModelUnavailableError, match="by 0 tasks and 1 batches"):
@@ -243,7 +243,7 @@ async def test_a_lease_ends_also_where_its_task_fails(cache_rig):
     rig = cache_rig()
     async with rig.cache:
         with pytest.raises(ZeroDivisionError):
-            async with rig.cache.lease("a", "text"):
+            async with rig.leased("a", "text"):
                 raise ZeroDivisionError
         assert rig.state("a").in_use == 0
 
@@ -417,7 +417,7 @@ async def test_the_least_recently_used_model_makes_room(cache_rig):
 
 async def test_a_model_in_use_never_makes_room(cache_rig):
     rig = cache_rig(model_memory_bytes=2500)
-    async with rig.cache, rig.cache.lease("a", "text"), rig.cache.lease("b", "text"):
+    async with rig.cache, rig.leased("a", "text"), rig.leased("b", "text"):
         with pytest.raises(ModelUnavailableError, match=r"does not fit: .* are all in use"):
             await rig.use("c")
         assert rig.loaded == ["a", "b"]
@@ -453,7 +453,7 @@ async def test_a_load_that_runs_out_of_memory_is_tried_again_once_idle_models_ar
         await rig.use("b")
         full = lambda spec: DeviceOutOfMemoryError("full") if spec.key == "c" and rig.loaded else None  # noqa: E731
         rig.adapter.fail = full
-        async with rig.cache.lease("b", "text"):
+        async with rig.leased("b", "text"):
             with pytest.raises(ModelUnavailableError, match="full"):
                 await rig.use("c")
             assert rig.loaded == ["b"]
@@ -473,7 +473,7 @@ async def test_a_model_that_is_leased_while_others_are_evicted_stays(cache_rig):
         rig.adapter.fail = lambda spec: DeviceOutOfMemoryError("full") if len(rig.adapter.loads) == 3 else None
         third = asyncio.create_task(rig.use("c"))
         await a.close_gate.wait_for_arrivals(1)
-        async with rig.cache.lease("b", "text"):
+        async with rig.leased("b", "text"):
             a.close_gate.release()
             await third
             assert b.closes == 0
@@ -507,7 +507,7 @@ async def test_an_idle_model_is_unloaded_after_its_time_and_loaded_again_when_as
 
 async def test_a_model_in_use_is_never_idle(cache_rig):
     rig = cache_rig(model_idle_s=40)
-    async with rig.cache, rig.cache.lease("a", "text"):
+    async with rig.cache, rig.leased("a", "text"):
         await rig.clock.advance(1000)
         assert rig.loaded == ["a"]
 
@@ -647,7 +647,7 @@ async def test_the_figures_tell_what_became_of_each_model(cache_rig):
     rig = cache_rig(model_failure_s=30)
     async with rig.cache:
         rig.adapter.fail = lambda spec: OSError("gone") if spec.key == "b" else None
-        async with rig.cache.lease("a", "text"):
+        async with rig.leased("a", "text"):
             with pytest.raises(ModelUnavailableError):
                 await rig.use("b")
             await rig.clock.advance(2)
