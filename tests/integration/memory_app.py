@@ -4,7 +4,8 @@
 
 `MEMORY_APP_URL` is its broker. `feed://` stands for one inside the worker: it hands out `MEMORY_APP_FEED` null tasks,
 `async def` and `def` in turns, as fast as they are acknowledged and the prefetch count allows, and says in the log what
-the process then holds. All of Celery and kombu above the transport is as with any other broker.
+the process then holds. All of Celery and kombu above the transport is as with any other broker. Where
+`MEMORY_APP_TRANSPORT` is `legit`, a broker of Redis is talked to by our own transport.
 """
 
 import asyncio
@@ -22,9 +23,13 @@ from celery.signals import worker_ready
 from kombu import transport
 from kombu.transport import memory
 
-import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
+import legit_embedding.broker
+import legit_embedding.pool  # makes `-P legit_async` known
 
 transport.TRANSPORT_ALIASES["feed"] = "memory_app:FeedTransport"
+
+if os.environ.get("MEMORY_APP_TRANSPORT") == "legit":
+    legit_embedding.broker.install()
 
 URL = os.environ["MEMORY_APP_URL"]
 FEED = int(os.environ.get("MEMORY_APP_FEED", "0"))

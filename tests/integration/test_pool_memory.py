@@ -1,7 +1,10 @@
 """What tasks in flight hold, and that those that are done leave nothing: real workers."""
 
+import json
 import re
+import statistics
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ PATIENCE_S = 300
 IN_FLIGHT = 10_000
 A_MILLION = 1_000_000
 SETTLED = 100_000
+GROWTH_KB = 3072
+AT_ONCE = 5_000
 
 
 @pytest.fixture
@@ -104,6 +109,42 @@ def test_a_million_tasks_leave_no_growth_after_the_first_hundred_thousand():
         found = re.findall(r"acknowledged (\d+): (\d+) kB, (\d+) objects", worker.log)
     held = {int(count): (int(kb), int(objects)) for count, kb, objects in found}
     assert list(held) == list(range(SETTLED, A_MILLION + 1, SETTLED))
-    (first_kb, first_objects), (last_kb, last_objects) = held[SETTLED], held[A_MILLION]
-    assert last_kb - first_kb < 4096, held
-    assert last_objects - first_objects < 20_000, held  # what is in flight comes and goes; a leak would be 450,000
+    kbs, objects = zip(*held.values(), strict=True)
+    assert objects[-1] - objects[0] < 20_000, held  # what is in flight comes and goes; a leak would be 450,000
+    # Medians, because the allocator takes a MiB now and gives it back then; of the smallest leak they would see 4.7 MB.
+    assert statistics.median(kbs[-3:]) - statistics.median(kbs[1:4]) < GROWTH_KB, held
+
+
+@pytest.mark.timeout(1200)
+def test_a_million_messages_of_a_server_leave_no_growth_in_the_worker_and_nothing_on_the_server(server, broker, send):
+    """The same through our own transport: takes, acks, and all that is booked for a message."""
+
+    def left():
+        return broker.llen("celery") + broker.hlen("unacked")
+
+    send("async_null")
+    template = json.loads(broker.rpop("celery"))
+    with worker_on(server.url(), 256, MEMORY_APP_TRANSPORT="legit") as worker:
+        kbs = []
+        for start in range(0, A_MILLION, AT_ONCE):
+            until(lambda: broker.llen("celery") < AT_ONCE, "room for more messages", worker)
+            push(broker, template, range(start, start + AT_ONCE))
+            if start and not start % SETTLED:
+                kbs.append(resident_kb(worker.pid))
+        until(lambda: left() == 0, "the last tasks", worker)
+        kbs.append(resident_kb(worker.pid))
+        assert len(kbs) == A_MILLION // SETTLED
+        assert statistics.median(kbs[-3:]) - statistics.median(kbs[1:4]) < GROWTH_KB, kbs
+    assert [key for key in broker.scan_iter() if not key.startswith(b"_kombu.binding.")] == []
+
+
+def push(broker, template, numbers):
+    """Copies of a message, each with ids of its own, in one round trip."""
+    headers, properties = template["headers"], template["properties"]
+    texts = []
+    for number in numbers:
+        task_id = str(uuid.UUID(int=number))
+        headers |= {"id": task_id, "root_id": task_id}
+        properties |= {"correlation_id": task_id, "delivery_tag": task_id}
+        texts.append(json.dumps(template))
+    broker.lpush("celery", *texts)
