@@ -4,6 +4,7 @@ redis-py makes the connection (TLS, Unix sockets, credentials, Sentinel); from t
 """
 
 import logging
+import re
 import selectors
 import ssl
 import time
@@ -32,14 +33,23 @@ ELSEWHERE = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "UNBLOCKED")
 """What a server says that is not, or no longer, the one to talk to: connect anew."""
 
 
+IN_A_SCRIPT = re.compile(r"(?:ERR )?(?:Error running script .*?: )?(?:@user_script: ?\d+: )+-?")
+"""What Redis 6.2 puts before an error that a script has met."""
+
+
 def is_error(reply: Reply) -> bool:
     """Whether the server refused."""
     return isinstance(reply, hiredis.ReplyError)
 
 
+def refused_with(reply: Reply, codes: tuple[str, ...]) -> bool:
+    """Whether the server refused with an error that begins with one of these."""
+    return is_error(reply) and IN_A_SCRIPT.sub("", str(reply), count=1).startswith(codes)
+
+
 def passing(reply: Reply) -> bool:
     """Whether the server refused for now."""
-    return is_error(reply) and str(reply).startswith(PASSING)
+    return refused_with(reply, PASSING)
 
 
 def require_accepted(reply: Reply) -> Reply:
@@ -163,7 +173,7 @@ class PipelinedConnection:
         """Queues a script; one that the server has forgotten, after a failover perhaps, is sent anew."""
 
         def answered(reply: Reply) -> None:
-            if is_error(reply) and str(reply).startswith("NOSCRIPT"):
+            if refused_with(reply, ("NOSCRIPT",)):
                 self._loaded.discard(script.sha)
                 self.run(on_reply, script, keys, *arguments)
                 self.flush()
@@ -234,7 +244,7 @@ class PipelinedConnection:
             if isinstance(reply, hiredis.PushNotification):
                 self._on_push()
                 continue
-            if is_error(reply) and str(reply).startswith(ELSEWHERE):
+            if refused_with(reply, ELSEWHERE):
                 self._lose(exceptions.ReadOnlyError(str(reply)))
             if not self._waiting:
                 self._lose(exceptions.InvalidResponse(f"a reply that nobody asked for: {reply!r:.200}"))

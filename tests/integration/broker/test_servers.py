@@ -1,6 +1,7 @@
 """The transport on the servers, and by the ways to them, that sites have."""
 
 import logging
+import os
 import shutil
 import subprocess
 from contextlib import ExitStack
@@ -77,16 +78,21 @@ def test_a_password_and_a_user_are_given(start, client_of):
     ("forbidden", "pipelined", "said"),
     [
         (["-client|tracking"], True, "does not tell of new messages"),
+        (["-client|caching"], True, "does not tell of new messages"),
         (["-eval", "-evalsha", "-script"], False, "does not let us run scripts"),
     ],
-    ids=["tracking", "scripts"],
+    ids=["tracking", "caching", "scripts"],
 )
 def test_what_a_user_may_not_do_is_said_and_done_without(start, client_of, caplog, forbidden, pipelined, said):
     server = start()
     admin = client_of(server.url())
     admin.acl_setuser("worker", enabled=True, passwords=["+pass"], keys=["*"], channels=["*"], commands=["+@all"])
     for command in forbidden:
-        admin.execute_command("ACL", "SETUSER", "worker", command)
+        try:
+            admin.execute_command("ACL", "SETUSER", "worker", command)
+        except redis.ResponseError as error:  # of Redis 6.2, where the rule is one of the whole command
+            assert "|" in command
+            pytest.skip(f"this server has no rules for subcommands: {error}")
     send(server.url(), NUMBERS)
     with caplog.at_level(logging.INFO, logger="legit_embedding.broker"):
         assert consume_all(f"redis://worker:pass@127.0.0.1:{server.port}/0") is pipelined
@@ -158,7 +164,8 @@ def test_a_server_that_takes_no_commands_for_now_is_waited_for(start, client_of,
         client.config_set("min-replicas-to-write", 1)
         with pytest.raises(redis.RedisError):
             client.set("any", "thing")
-        consumer.turn_until(lambda: "for now" in caplog.text)
+        # Redis 6.2 refuses the acks alone: what a script does is not held against it.
+        consumer.turn_until(lambda: "for now" in caplog.text or "will be repeated" in caplog.text)
         client.config_set("min-replicas-to-write", 0)
         send(server.url(), NUMBERS[5:])
         consumer.turn_until(lambda: consumer.bodies == NUMBERS)
@@ -227,6 +234,6 @@ def _knows_replica(sentinel):
 
 def test_the_wheel_and_the_binary_of_debian_are_not_the_same():
     """Else the parametrised tests above would prove the same twice."""
-    if REDIS is None:
-        pytest.skip("no redis-server: install Debian's")
+    if REDIS is None or "LEGIT_TEST_SERVER" in os.environ:
+        pytest.skip("no redis-server: install Debian's; or another one is named")
     assert Path(find_binary()).resolve() != Path(REDIS).resolve()

@@ -8,7 +8,7 @@ import pytest
 from redis import exceptions
 
 from legit_embedding.broker import connection as module
-from legit_embedding.broker.connection import ELSEWHERE, PASSING, READ_BYTES, PipelinedConnection
+from legit_embedding.broker.connection import ELSEWHERE, PASSING, READ_BYTES, PipelinedConnection, passing
 from legit_embedding.broker.scripts import Script
 
 SCRIPT = Script("one", "return 1")
@@ -341,6 +341,25 @@ def test_a_server_that_is_not_the_one_to_talk_to_loses_the_connection(rig, word)
     assert got == [b"fine"]
     assert_lost(rig, exceptions.ReadOnlyError)
     assert str(connection.lost).startswith(word)
+
+
+OF_A_SCRIPT = [
+    "@user_script: 51: -{} it does not",
+    "ERR Error running script (call to f_1d559b): @user_script:51: @user_script: 51: -{} it does not",
+]
+"""Redis 6.2; later versions begin with the code."""
+
+
+@pytest.mark.parametrize("text", OF_A_SCRIPT)
+def test_an_error_that_a_script_has_met_is_told_by_its_code_in_redis_6_too(rig, text):
+    assert passing(hiredis.ReplyError(text.format("OOM")))
+    assert not passing(hiredis.ReplyError(text.format("WRONGTYPE")))
+    connection = rig.attach()
+    connection.send(None, "EVALSHA", "a")
+    rig.peer.say(f"-{text.format('READONLY')}\r\n".encode())
+    with pytest.raises(exceptions.ConnectionError):
+        connection.read()
+    assert_lost(rig, exceptions.ReadOnlyError)
 
 
 def test_a_loss_says_what_the_server_said(rig):
