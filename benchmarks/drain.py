@@ -31,7 +31,17 @@ from rich.table import Table
 
 from benchmarks.publish import distant
 from benchmarks.queues import WARM_UP, Broker, RabbitBroker, RedisBroker
-from benchmarks.workers import POOLS, Pool, RunFailedError, await_done, check, chosen, cpu_seconds, worker_of
+from benchmarks.workers import (
+    POOLS,
+    TRANSPORTS,
+    Pool,
+    RunFailedError,
+    await_done,
+    check,
+    chosen,
+    cpu_seconds,
+    worker_of,
+)
 from legit_embedding.testing.rabbit import RabbitServer, amqp_url
 from legit_embedding.testing.server import HOST, EmbeddedServer
 
@@ -43,7 +53,6 @@ LAST_ACKS_S = 0.2
 PREFETCH_MULTIPLIER = 4
 """Celery's own default."""
 
-TRANSPORTS = ("kombu", "legit")
 BROKERS = ("redis", "rabbitmq")
 POOL_OF_RABBIT = "legit_async"
 

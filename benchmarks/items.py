@@ -23,10 +23,10 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.drain import LAST_ACKS_S, TRANSPORTS, Run, away, named
+from benchmarks.drain import LAST_ACKS_S, Run, away, named
 from benchmarks.instant import declared
 from benchmarks.queues import ASIDE, copies, message, waiting
-from benchmarks.workers import ROOT, RunFailedError, await_done, cpu_seconds, lay
+from benchmarks.workers import ROOT, TRANSPORTS, RunFailedError, await_done, cpu_seconds, lay
 from benchmarks.workload import STREAM, sentence
 from legit_embedding.testing.server import HOST, EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess

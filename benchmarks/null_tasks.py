@@ -4,6 +4,7 @@ Their arguments only make the message longer. The environment says where they co
 
 `BENCHMARK_BROKER_URL` is the broker, `BENCHMARK_RESULT_URL` where results are stored, unset: nowhere.
 `BENCHMARK_TRANSPORT` is `legit` where our transport is to talk to Redis.
+`BENCHMARK_EVENTS` is the class that sends events: else ours, and Celery's own beside kombu's transport.
 `BENCHMARK_TASK_CLASS` is the class of the tasks, for pools that bring async tasks of their own.
 """
 
@@ -18,7 +19,10 @@ import legit_embedding.pool  # makes `-P legit_async` known
 
 FAILED = "a null task has failed:"
 
-if os.environ.get("BENCHMARK_TRANSPORT") == "legit":
+OUR_EVENTS = "legit_embedding.pool.events:Events"
+
+transport = os.environ.get("BENCHMARK_TRANSPORT")
+if transport == "legit":
     legit_embedding.broker.install()
 
 THREADS = 8
@@ -30,6 +34,7 @@ app = Celery(
     task_cls=os.environ.get("BENCHMARK_TASK_CLASS", "legit_embedding.pool.task:AsyncTask"),
     broker=os.environ.get("BENCHMARK_BROKER_URL"),
     backend=results,
+    events=os.environ.get("BENCHMARK_EVENTS", None if transport in {None, "kombu"} else OUR_EVENTS),
 )
 app.conf.update(
     task_acks_late=True,

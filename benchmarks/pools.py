@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis
 from celery import Celery
@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks import pool_share
 from benchmarks.workers import (
     POOLS,
+    TRANSPORTS,
     Pool,
     RunFailedError,
     await_done,
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="3, with --share 5")
     parser.add_argument("--pools", help=f"some of {','.join(pool.name for pool in POOLS)}")
     parser.add_argument("--columns", help=f"some of {','.join(column.name for column in COLUMNS)}")
+    parser.add_argument("--transport", default="kombu", choices=TRANSPORTS, help="which talks to the broker, for all")
     parser.add_argument("--custom-pool", help="module:Class of one more pool")
     parser.add_argument("--custom-python", help="the interpreter of the environment in which it is installed")
     parser.add_argument("--share", action="store_true", help="measure the pool alone")
@@ -188,9 +190,11 @@ def main() -> None:
     columns = chosen(arguments.columns, COLUMNS)
     if arguments.custom_pool:
         pools.append(custom_pool(arguments.custom_pool, arguments.custom_python))
+    pools = [replace(pool, env={**pool.env, "BENCHMARK_TRANSPORT": arguments.transport}) for pool in pools]
     results = compare(pools, columns, tasks=tasks, rounds=rounds, console=console)
-    show(results, columns, f"{tasks} tasks that do nothing, acks late, median of {rounds}", console)
-    print(json.dumps({"results": results}))
+    title = f"{tasks} tasks that do nothing, acks late, {arguments.transport}'s transport, median of {rounds}"
+    show(results, columns, title, console)
+    print(json.dumps({"transport": arguments.transport, "results": results}))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,12 @@ def create_app() -> Celery:
         broker.install()
     celeryconfig = _own_module("celeryconfig")
     require_own("tasks")
-    app = Celery("legit_embedding", task_cls="legit_embedding.pool.task:AsyncTask", set_as_current=False)
+    app = Celery(
+        "legit_embedding",
+        task_cls="legit_embedding.pool.task:AsyncTask",
+        events="legit_embedding.pool.events:Events",
+        set_as_current=False,
+    )
     app.config_from_object(celeryconfig)
     return app
 

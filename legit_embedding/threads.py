@@ -13,6 +13,42 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+RUNNING, CANCELLED = "running", "cancelled"
+
+
+class Claim:
+    """Who gets a call first: the thread that would run it, or whoever calls it off.
+
+    As much of a `Future` as that takes, which costs a tenth of one, and no lock: `dict.setdefault` is one step.
+    """
+
+    __slots__ = ("_done", "_owner")
+
+    def __init__(self) -> None:
+        self._owner: dict[str, str] = {}
+        self._done = False
+
+    def cancel(self) -> bool:
+        """Whether it is called off; else it runs, or has run."""
+        return self._owner.setdefault("is", CANCELLED) is CANCELLED
+
+    def running(self) -> bool:
+        """Whether a thread is at it."""
+        return self._owner.get("is") is RUNNING and not self._done
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Whether the thread that asks may run it."""
+        return self._owner.setdefault("is", RUNNING) is RUNNING
+
+    def set_result(self, _: object) -> None:
+        """It has run."""
+        self._done = True
+
+    def set_exception(self, _: BaseException | None) -> None:
+        """It has run; whoever wants to know how it ended says so itself."""
+        self._done = True
+
+
 class DaemonThreads(Executor):
     """As `ThreadPoolExecutor`, with two differences that a shutdown and a time limit need.
 
@@ -24,12 +60,12 @@ class DaemonThreads(Executor):
         self._size = size
         self._name = name
         self._initializer = initializer
-        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Any] | Claim, Callable[[], Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._serving = 0
-        self._unfinished: set[Future[Any]] = set()
-        self._left_behind: set[Future[Any]] = set()
+        self._unfinished: set[Future[Any] | Claim] = set()
+        self._left_behind: set[Future[Any] | Claim] = set()
         self._closed = False
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -47,21 +83,21 @@ class DaemonThreads(Executor):
             self._queue.put((future, partial(function, *args, **kwargs)))
         return future
 
-    def offer(self, future: "Future[Any]", function: Callable[[], object]) -> bool:
-        """As `submit`, with a future of the caller's; False, and nothing done, where a thread would have to be started.
+    def offer(self, claim: Claim, function: Callable[[], object]) -> bool:
+        """As `submit`, by a claim of the caller's; False, and nothing done, where a thread would have to be started.
 
         It takes no lock: for a caller whose signal handlers may wait for what it is about to hand over.
         """
         # Counted first: `leave_behind`, on another thread, then either sees it and starts a thread for it, or has taken
         # its thread away already, and the offer is refused.
-        self._unfinished.add(future)
+        self._unfinished.add(claim)
         if self._closed or self._serving < min(len(self._unfinished), self._size):
-            self._unfinished.discard(future)
+            self._unfinished.discard(claim)
             return False
-        self._queue.put((future, function))
+        self._queue.put((claim, function))
         return True
 
-    def leave_behind(self, future: Future[Any]) -> None:
+    def leave_behind(self, future: Future[Any] | Claim) -> None:
         """Its call will not end, as far as anyone knows: its thread no longer counts."""
         with self._lock:
             if not future.running() or future in self._left_behind:
@@ -91,7 +127,8 @@ class DaemonThreads(Executor):
         For calls into native code: the end of the interpreter under their feet may crash the process.
         """
         self.shutdown()
-        running = [asyncio.wrap_future(future) for future in tuple(self._unfinished) if not future.done()]
+        futures = [each for each in tuple(self._unfinished) if isinstance(each, Future) and not each.done()]
+        running = [asyncio.wrap_future(future) for future in futures]
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*running, return_exceptions=True)
@@ -116,7 +153,7 @@ class DaemonThreads(Executor):
                 return
             del work  # an idle thread must not keep the last call's arguments alive
 
-    def _call(self, future: "Future[Any]", function: Callable[[], Any]) -> bool:
+    def _call(self, future: "Future[Any] | Claim", function: Callable[[], Any]) -> bool:
         """Whether this thread goes on."""
         if future.set_running_or_notify_cancel():
             try:

@@ -25,7 +25,13 @@ import legit_embedding.pool  # noqa: F401  makes `-P legit_async` known
 URL = os.environ["POOL_APP_URL"]
 NOTES_URL = os.environ["POOL_APP_NOTES"]
 
-app = Celery("pool_app", task_cls="legit_embedding.pool.task:AsyncTask", broker=URL, backend=NOTES_URL)
+app = Celery(
+    "pool_app",
+    task_cls="legit_embedding.pool.task:AsyncTask",
+    events="legit_embedding.pool.events:Events",
+    broker=URL,
+    backend=NOTES_URL,
+)
 app.conf.update(
     broker_transport_options={"visibility_timeout": 3600, "unacked_restore_interval": 1, "unacked_restore_throttle": 1},
     broker_connection_retry_on_startup=True,

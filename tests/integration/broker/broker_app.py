@@ -25,7 +25,12 @@ LOOK_S = 0.02
 if os.environ["BROKER_APP_TRANSPORT"] == "legit":
     broker.install()
 
-app = Celery("broker_app", task_cls="legit_embedding.pool.task:AsyncTask", broker=os.environ["BROKER_APP_URL"])
+app = Celery(
+    "broker_app",
+    task_cls="legit_embedding.pool.task:AsyncTask",
+    events="legit_embedding.pool.events:Events",
+    broker=os.environ["BROKER_APP_URL"],
+)
 app.conf.update(
     broker_transport_options=json.loads(os.environ.get("BROKER_APP_OPTIONS", "{}")),
     broker_connection_retry_on_startup=True,
