@@ -135,7 +135,8 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
     await stack.enter_async_context(batcher)
 
     total_bytes = int(values.budget_bytes)
-    budget = ByteBudget(total_bytes, observe=lambda used: metrics.budget(used_bytes=used, total_bytes=total_bytes))
+    metrics.budget_total(total_bytes)
+    budget = ByteBudget(total_bytes, observe=metrics.budget_used)
     prepare_threads = values.prepare_threads or usable_cpus()
     threads = DaemonThreads(prepare_threads, "legit-prepare")
     stack.push_async_callback(threads.close, PREPARE_TIMEOUT_S)

@@ -17,6 +17,10 @@ from legit_embedding.values import Delivery, TaskKind
 
 Body = Callable[..., Any]
 
+SHOWN_CHARS = 64
+"""Of a task's result, in Celery's line in the log and in its event: how many items, and of which batch. Celery makes
+that text for each task, whoever reads it; all of it would take twice as long."""
+
 
 def register(canonical: str, *, kind: TaskKind) -> Callable[[Body], Body]:
     """Registers an async task body under each name that the site has for the canonical one.
@@ -26,7 +30,13 @@ def register(canonical: str, *, kind: TaskKind) -> Callable[[Body], Body]:
 
     def decorate(body: Body) -> Body:
         for name in Names.load(settings().contract).tasks[canonical]:
-            app.task(name=name, bind=True, kind=kind, Request="legit_embedding.request:EmbeddingRequest")(body)
+            app.task(
+                name=name,
+                bind=True,
+                kind=kind,
+                Request="legit_embedding.request:EmbeddingRequest",
+                resultrepr_maxsize=SHOWN_CHARS,
+            )(body)
         return body
 
     return decorate

@@ -93,6 +93,8 @@ def is_unicode(value: str) -> bool:
 
 def is_deeper(value: Any, levels: int) -> bool:
     """Whether objects and lists are nested more than so many levels, without recursion of its own."""
+    if not value:
+        return False
     containers = [value]
     for _ in range(levels):
         children = (child for c in containers for child in (c.values() if isinstance(c, dict) else c))

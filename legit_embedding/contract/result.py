@@ -186,13 +186,13 @@ def dead_letter(
 
 
 def summary_object(summary: Summary) -> dict[str, Any]:
-    """What a task returns to a Celery result backend."""
+    """What a task returns to a Celery result backend. First what a line in the log, which is cut, should show."""
     return {
-        "batch_id": summary.batch_id,
-        "stream": summary.stream,
-        "count": summary.count,
         "ok": summary.ok,
         "errors": summary.errors,
+        "count": summary.count,
+        "batch_id": summary.batch_id,
+        "stream": summary.stream,
         "first_entry": summary.first_entry,
         "last_entry": summary.last_entry,
     }

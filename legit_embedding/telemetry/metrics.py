@@ -79,10 +79,13 @@ class Metrics:
         self._backlog_entries.set(entries)
         self._backlog_bytes.set(nbytes)
 
-    def budget(self, *, used_bytes: int, total_bytes: int) -> None:
-        """The byte budget."""
-        self._budget_used.set(used_bytes)
-        self._budget_total.set(total_bytes)
+    def budget_total(self, nbytes: int) -> None:
+        """The byte budget, which stays as it is."""
+        self._budget_total.set(nbytes)
+
+    def budget_used(self, nbytes: int) -> None:
+        """What is used of it now."""
+        self._budget_used.set(nbytes)
 
     def tasks_in_flight(self, count: int) -> None:
         """Tasks under way."""
