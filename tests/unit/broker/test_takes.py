@@ -523,7 +523,8 @@ def test_a_lone_worker_is_never_slowed_down(way_s, prefetch, pauses_s, seed):
     fleet.waits_s.clear()
     fleet.push()
     fleet.run(fleet.now_s + 0.5)
-    assert fleet.waits_s == [pytest.approx(2 * way_s)]
+    assert len(fleet.waits_s) == 1
+    assert fleet.waits_s[0] <= 2 * way_s + ROUNDING_S  # less, where the look of each second was just on its way
 
 
 @settings(max_examples=30, deadline=None)
