@@ -36,15 +36,11 @@ class Claim:
         """Whether a thread is at it."""
         return self._owner.get("is") is RUNNING and not self._done
 
-    def set_running_or_notify_cancel(self) -> bool:
+    def begin(self) -> bool:
         """Whether the thread that asks may run it."""
         return self._owner.setdefault("is", RUNNING) is RUNNING
 
-    def set_result(self, _: object) -> None:
-        """It has run."""
-        self._done = True
-
-    def set_exception(self, _: BaseException | None) -> None:
+    def end(self) -> None:
         """It has run; whoever wants to know how it ended says so itself."""
         self._done = True
 
@@ -122,7 +118,7 @@ class DaemonThreads(Executor):
             self._queue.put(None)
 
     async def close(self, timeout_s: float) -> bool:
-        """Shuts down and gives the calls that run at most `timeout_s` seconds; whether they ended within them.
+        """Shuts down and gives submitted calls that run at most `timeout_s` seconds; whether they ended within them.
 
         For calls into native code: the end of the interpreter under their feet may crash the process.
         """
@@ -155,7 +151,12 @@ class DaemonThreads(Executor):
 
     def _call(self, future: "Future[Any] | Claim", function: Callable[[], Any]) -> bool:
         """Whether this thread goes on."""
-        if future.set_running_or_notify_cancel():
+        if isinstance(future, Claim):
+            if future.begin():
+                with suppress(BaseException):  # what is offered tells by itself how it ended
+                    function()
+                future.end()
+        elif future.set_running_or_notify_cancel():
             try:
                 result = function()
             except BaseException as error:  # noqa: BLE001  whoever waits for the future gets it

@@ -90,8 +90,8 @@ class Preparer:
         self._soon = False
         while self._free and self._ring:
             pieces = self._next()
-            if not pieces:
-                return
+            if not pieces:  # all of them were cancelled
+                continue
             started_s = self._clock.monotonic()
             try:
                 call = asyncio.get_running_loop().run_in_executor(self._executor, _prepare, pieces)

@@ -45,6 +45,7 @@ class Intake:
         self._bytes_a_take = bytes_a_take
         self._unleased = unleased
         self._numbers = itertools.count(1)
+        self._accepted = True
         self._rotate = "1" if channel.queue_order_strategy == "round_robin" else "0"
 
     def ask(self, now_s: float) -> float | None:
@@ -140,13 +141,18 @@ class Intake:
             self._takes.armed(time.monotonic(), empty=True)
 
     def _on_accepted(self, reply: Reply) -> None:
-        if is_error(reply):
+        self._accepted = not is_error(reply)
+        if not self._accepted and not passing(reply):
             logger.warning("the broker cannot tell of new messages any more: %s", reply)
             self._takes.pushes = False
 
     def _on_told(self, reply: Reply) -> None:
+        accepted = self._accepted
         self._on_accepted(reply)
-        self._takes.armed(time.monotonic(), empty=reply == 0)
+        if accepted and self._accepted:
+            self._takes.armed(time.monotonic(), empty=reply == 0)
+        else:
+            self._takes.not_armed(time.monotonic())
 
     def _on_counted(self, reply: Reply) -> None:
         if not is_error(reply):  # where it is not allowed, many are assumed

@@ -18,7 +18,7 @@ TAKE_MAX = 1000
 """Messages one take may ask for: Lua passes at most some 8,000 values to a command, and each message is three pairs."""
 
 OVERDUE_LOOKS = 5000
-"""Messages that one search for what is overdue looks at, up to one page more."""
+"""How much one search for what is overdue looks at, up to one page more."""
 
 DELIVERIES_TTL_S = 7 * 24 * 3600
 """How long the counts outlive the last message that was given back."""
@@ -246,18 +246,26 @@ OVERDUE = Script(
 if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'EX', ARGV[4]) then return nil end
 local living, lives = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. stamp, '+inf'), {}
 for _, line in ipairs(living) do lives[line] = true end
-local function holds(line, tag) return redis.call('HEXISTS', ARGV[5] .. line, tag) == 1 end
+local looked, heirs = 0, {}
+local function holds(line, tag)
+  looked = looked + 1
+  return redis.call('HEXISTS', ARGV[5] .. line, tag) == 1
+end
 local function held(tag)
   local line = string.match(tag, '^(.*)%.%d+%.%d+$')
   if not line then return false end
   if lives[line] then return holds(line, tag) end
-  -- Perhaps its connection was lost, and the next one of its process has taken it over.
+  -- Perhaps its connection was lost, and the next one of its process has taken it over, as the line's others.
+  if heirs[line] and holds(heirs[line], tag) then return true end
   for _, other in ipairs(living) do
-    if holds(other, tag) then return true end
+    if holds(other, tag) then
+      heirs[line] = other
+      return true
+    end
   end
   return false
 end
-local most, out, looked = tonumber(ARGV[2]), {}, 0
+local most, out = tonumber(ARGV[2]), {}
 -- A step is not to keep the server for long; where it ends too early, the next one goes on from there.
 while #out < 2 * most and looked < __LOOKS__ do
   -- From the first one that was not found yet.
@@ -272,7 +280,6 @@ while #out < 2 * most and looked < __LOOKS__ do
       out[#out + 1], out[#out + 2] = tag, redis.call('HGET', KEYS[2], tag)
     end
   end
-  looked = looked + #tags
 end
 if #out == 0 then redis.call('DEL', KEYS[3]) end
 return out

@@ -130,6 +130,10 @@ class Takes:
                 self.patience.lose()
             self._rest(now_s, SAFETY_PAUSE_S)
 
+    def not_armed(self, now_s: float) -> None:
+        """The server would not say, and will not tell."""
+        self._rest(now_s, REFUSED_PAUSE_S if self.pushes else FIRST_PAUSE_S)
+
     def told(self) -> None:
         """The server has told that there is something, as it has told all others."""
         self._told = True

@@ -89,7 +89,7 @@ class Slot:
 
 
 class Lease:
-    """A model in use: it stays loaded until the context is left. It counts from when it is made; enter it at once."""
+    """A model that stays loaded while the context is entered: at once, before anything else has a turn on the loop."""
 
     __slots__ = ("_clock", "_model", "_slot")
 
@@ -97,9 +97,9 @@ class Lease:
         self._slot = slot
         self._model = model
         self._clock = clock
-        slot.in_use += 1
 
     def __enter__(self) -> EmbeddingModel:
+        self._slot.in_use += 1
         return self._model
 
     def __exit__(self, *_: object) -> None:

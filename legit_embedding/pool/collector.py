@@ -13,15 +13,19 @@ class Collector:
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
         self._before: tuple[int, int, int] | None = None
+        self._froze = False
 
     def start(self) -> None:
         """Called when the app is complete. Where it has set a higher threshold itself, that one stays."""
         before = gc.get_threshold()
-        if not self._threshold or self._before is not None or not gc.isenabled():
+        turned_off = not gc.isenabled() or not before[0]
+        if not self._threshold or self._before is not None or turned_off:
             return
         self._before = before
-        gc.collect()
-        gc.freeze()
+        if not gc.get_freeze_count():  # else the app has done so itself, and the pool's stop must not undo it
+            gc.collect()
+            gc.freeze()
+            self._froze = True
         gc.set_threshold(max(self._threshold, before[0]), *before[1:])
 
     def stop(self) -> None:
@@ -29,7 +33,9 @@ class Collector:
         before, self._before = self._before, None
         if before is not None:
             gc.set_threshold(*before)
-            gc.unfreeze()
+            if self._froze:
+                self._froze = False
+                gc.unfreeze()
 
     def __repr__(self) -> str:
         return f"<Collector {self._threshold}>"

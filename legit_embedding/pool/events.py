@@ -51,7 +51,10 @@ WRITERS = _Writers({str: encode_basestring_ascii, int: int.__repr__, float: _flo
 def writes_json(serializer: str) -> bool:
     """Whether it writes what kombu's own JSON serializer does; a site may have registered another by that name."""
     sample = [{"name": "é\n", "value": [None, 1, 0.1, True]}]
-    return bool(serialization.dumps(sample, serializer=serializer) == (*JSON.values(), dumps(sample)))
+    try:
+        return bool(serialization.dumps(sample, serializer=serializer) == (*JSON.values(), dumps(sample)))
+    except Exception:  # noqa: BLE001  one that is not registered, or takes no such thing: Celery will tell
+        return False
 
 
 _Shape: TypeAlias = tuple[str, list[str], str]
@@ -68,7 +71,8 @@ class EventDispatcher(dispatcher.EventDispatcher):
     def __init__(self, *args: Any, buffer_limit: int = GROUP_LIMIT, **options: Any) -> None:
         super().__init__(*args, buffer_limit=buffer_limit, **options)
         # The others are left to Celery.
-        self._own_groups = frozenset(self.buffer_group) if writes_json(self.serializer) else frozenset()
+        own = self.buffer_group and writes_json(self.serializer)
+        self._own_groups = frozenset(self.buffer_group) if own else frozenset()
         self._buffers: dict[str, list[str]] = {}
         self._shapes: dict[tuple[str, ...], _Shape] = {}
         self._offset = offset_to_utc()
@@ -152,6 +156,9 @@ class EventDispatcher(dispatcher.EventDispatcher):
         if offset != self._offset:  # summer time may begin at any turn of the loop
             self._offset = offset
             self._shapes.clear()
+        # Before Celery 5.7 an empty one is published each time.
+        for group in [group for group, waiting in self._group_buffer.items() if not waiting]:
+            del self._group_buffer[group]
         super().flush(errors=errors, groups=groups)
         if groups:
             with self.mutex:

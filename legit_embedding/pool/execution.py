@@ -6,6 +6,7 @@ On the loop's thread, but for `start_at_once`.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ from legit_embedding.pool.job import HARD, SOFT, Job
 from legit_embedding.threads import Claim, DaemonThreads
 
 logger = logging.getLogger(__name__)
+
+NOBODYS = Context()
+"""The timers' own. A cancelled one stays in asyncio's heap for as long as it would have run, and its context with it:
+the job's would keep the message."""
 
 GRACE_S = 5.0
 """How long an interrupted body may clean up before its outcome is reported without it."""
@@ -76,7 +81,7 @@ class Execution:
         if job.task is not None:
             job.task.cancel()
             # A body that will not end has its outcome reported without it, so that its slot is free.
-            job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job))
+            job.timers.append(asyncio.get_running_loop().call_later(GRACE_S, self._give_up, job, context=NOBODYS))
         elif (future := job.future) is not None:  # looked up once: the consumer's thread may be taking it away again
             try:
                 if not future.cancel():  # it runs, and a thread cannot be stopped
@@ -132,7 +137,7 @@ class Execution:
         loop = asyncio.get_running_loop()
         for limit_s, reason in ((job.soft_limit_s, SOFT), (job.hard_limit_s, HARD)):
             if limit_s and not job.doomed:
-                job.timers.append(loop.call_later(limit_s, self._exceed, job, reason, limit_s))
+                job.timers.append(loop.call_later(limit_s, self._exceed, job, reason, limit_s, context=NOBODYS))
 
     def _exceed(self, job: Job, reason: str, limit_s: float) -> None:
         if reason == HARD:

@@ -384,10 +384,10 @@ class TaskPool(BasePool):
             try:
                 if callback is not None:
                     callback(*args)
+                let_go(args)
             except Exception:
                 logger.exception("a callback of a finished task failed")
             finally:
-                let_go(args)
                 if job is not None:
                     self._served = next(self._finished)
                     self._freed.append(job.id)

@@ -35,11 +35,11 @@ def let_go(args: tuple[Any, ...]) -> None:
     info = value[1] if _is_traced(value) else value
     if isinstance(info, ExceptionInfo):
         for error in _chain(info.exception):
-            error.__traceback__ = None
+            BaseException.with_traceback(error, None)  # not by assignment, which a class may have forbidden
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it came of."""
+    """The error, those that it came of, and those that it holds."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -48,6 +48,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             waiting += (each.__cause__, each.__context__)
+            if isinstance(each, BaseExceptionGroup):
+                waiting += each.exceptions
 
 
 def _error_of(job: Job, result: Any) -> BaseException:

@@ -62,6 +62,11 @@ def plain_fail(payload):
     raise RefusedError(payload[:10])
 
 
+@app.task(time_limit=3600)
+async def async_limited(payload):
+    await asyncio.sleep(0)
+
+
 @app.task(bind=True, max_retries=1, default_retry_delay=0)
 async def async_retry(self, payload):
     if not self.request.retries:

@@ -57,6 +57,7 @@ def worker(request):
         ("start_children", 0),
         ("async_fail", 0),
         ("plain_fail", 0),
+        ("async_limited", 0),
         ("async_retry", 10),  # Celery's exception for it holds itself
     ],
 )

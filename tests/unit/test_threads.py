@@ -295,7 +295,7 @@ def test_what_is_offered_and_has_not_begun_is_called_off_with_the_shutdown(gate)
     claim = Claim()
     assert threads.offer(claim, lambda: name_and(2))
     threads.shutdown()
-    assert not claim.set_running_or_notify_cancel()
+    assert not claim.begin()
     gate.release()
     busy.result(PATIENCE_S)
 
@@ -322,7 +322,7 @@ def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment
 @pytest.mark.parametrize("first", ["run", "cancel"])
 def test_a_claim_is_whose_it_was_first(first):
     claim = Claim()
-    take = {"run": claim.set_running_or_notify_cancel, "cancel": claim.cancel}
+    take = {"run": claim.begin, "cancel": claim.cancel}
     other = "cancel" if first == "run" else "run"
     assert take[first]()
     assert not take[other]()

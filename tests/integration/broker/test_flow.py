@@ -202,11 +202,13 @@ def test_of_many_idle_consumers_few_take_and_each_other_one_only_reads_once(clie
 
         until(lambda: calls(client, "exists") >= number, "idle consumers")
         trickle(range(20))  # until those who lose have found out
+        from_s = time.monotonic()
         takes, looks = trickle(range(20, 20 + messages))
+        by_themselves = number * (time.monotonic() - from_s) / SAFETY_PAUSE_S
         came = sorted(body for own in rigs for body in own.bodies)
     assert came == list(range(20 + messages))
     assert takes <= messages * number / 2, f"{takes / messages:.1f} takes a message"
-    assert looks <= messages * number * 1.2, f"{looks / messages:.1f} looks a message"
+    assert looks <= messages * number * 1.2 + by_themselves, f"{looks / messages:.1f} looks a message"
 
 
 def test_an_idle_consumer_is_not_told_of_the_leases_that_are_renewed(client):

@@ -149,6 +149,16 @@ async def test_whoever_is_cancelled_while_it_waits_is_not_prepared_and_nothing_o
     assert model.given == [["a"], ["b"]]
 
 
+async def test_a_piece_that_is_cancelled_before_the_start_does_not_keep_its_tasks_others_from_it():
+    rig, model = Rig(), Model()
+    gone, stays = (rig.start("a", text, model=model) for text in ("gone", "stays"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await settle()
+    await rig.run_all()
+    assert await stays == ["STAYS"]
+
+
 async def test_whoever_is_cancelled_while_it_is_prepared_costs_the_others_nothing():
     rig, model = Rig(), Model()
     gone, stays = rig.start("a", "a", model=model), rig.start("b", "b", model=model)
@@ -237,7 +247,7 @@ def test_whatever_is_cancelled_and_done_in_one_turn_everybody_else_is_served(tas
             rig.start(task, *[f"{task}{number}.{place}" for place in range(size)], model=model)
             for number, (task, size) in enumerate(tasks)
         ]
-        await settle()
+        await asyncio.sleep(0)  # they wait, and nothing has been started yet
         for turn in turns:
             for what in turn:
                 if what is None:

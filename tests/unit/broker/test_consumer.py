@@ -665,6 +665,24 @@ def test_a_message_that_came_just_before_the_server_watched_is_taken_at_once(mak
     assert rig.channel.bodies() == [1]
 
 
+@pytest.mark.parametrize("command", ["EXISTS", "CLIENT CACHING"])
+def test_a_server_that_cannot_tell_for_a_moment_is_looked_at_after_a_second_and_tells_again(make, clock, command):
+    rig = make()
+    rig.server.refuses[command] = NO("BUSY running a script")
+    rig.settle()
+    del rig.server.refuses[command]
+    rig.put(text_of(1))
+    rig.settle()
+    assert rig.channel.bodies() == []
+    clock.now_s += REFUSED_PAUSE_S
+    rig.settle()
+    assert rig.channel.bodies() == [1]
+    rig.put(text_of(2))
+    rig.server.push()
+    rig.settle()
+    assert rig.channel.bodies() == [1, 2]
+
+
 def test_a_server_that_cannot_watch_any_more_is_asked_again_and_again(make, clock, caplog):
     rig = make()
     rig.server.refuses["EXISTS"] = NO("NOPERM no exists")

@@ -506,13 +506,13 @@ def test_whoever_is_busy_each_message_is_taken_within_the_bound_by_one_that_has_
 
 @settings(max_examples=30, deadline=None)
 @given(
-    way_s=WAYS_S,
+    way_s=st.floats(0.00001, 0.001),
     prefetch=st.integers(1, 10),
     pauses_s=st.lists(st.floats(0.0001, 0.5), min_size=20, max_size=60),
     seed=st.integers(0, 1 << 32),
 )
 def test_a_lone_worker_is_never_slowed_down(way_s, prefetch, pauses_s, seed):
-    """Whether messages come while it looks, takes, or is idle."""
+    """Whatever came before, while it looked, took, or was idle: three round trips at most, and a small take's pause."""
     fleet = Fleet([way_s], prefetch=prefetch, work_s=0.0, seed=seed)
     fleet.run(0.5)
     for pause_s in pauses_s:
@@ -524,7 +524,7 @@ def test_a_lone_worker_is_never_slowed_down(way_s, prefetch, pauses_s, seed):
     fleet.push()
     fleet.run(fleet.now_s + 0.5)
     assert len(fleet.waits_s) == 1
-    assert fleet.waits_s[0] <= 2 * way_s + ROUNDING_S  # less, where the look of each second was just on its way
+    assert fleet.waits_s[0] <= 6 * way_s + SMALL_TAKE_PAUSE_S + ROUNDING_S
 
 
 @settings(max_examples=30, deadline=None)

@@ -67,6 +67,21 @@ def test_an_app_that_has_turned_it_off_keeps_it_so():
     assert gc.get_threshold() == (700, 11, 12)
 
 
+def test_an_app_that_has_turned_it_off_by_its_threshold_keeps_it_so():
+    gc.set_threshold(0)
+    Collector(5000).start()
+    assert gc.get_threshold()[0] == 0
+
+
+def test_what_the_app_has_frozen_itself_stays_frozen():
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    collector = Collector(5000)
+    collector.start()
+    collector.stop()
+    assert gc.get_freeze_count() == frozen
+
+
 def test_a_second_start_and_stop_change_nothing():
     collector = Collector(5000)
     collector.start()

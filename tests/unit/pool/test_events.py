@@ -269,6 +269,13 @@ def test_one_that_keeps_nothing_while_offline_says_so(app):
 # -- what is in them ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("groups", [None, ["task"]])
+def test_a_serializer_that_is_not_registered_is_left_to_celery(app, groups):
+    """Which finds out with the first event, if there ever is one."""
+    dispatcher = events.EventDispatcher(app=app, enabled=False, serializer="nowhere", buffer_group=groups)
+    assert dispatcher.serializer == "nowhere"
+
+
 @pytest.fixture
 def zone(monkeypatch):
     """Moves this process to another time zone."""

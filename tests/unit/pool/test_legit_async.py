@@ -955,12 +955,20 @@ def test_the_collector_looks_less_often_while_the_pool_runs(app, start):
     assert gc.get_threshold() == before
 
 
+@pytest.mark.parametrize("limit_s", [None, 3600.0])
 @pytest.mark.parametrize("kind", ["async", "plain"])
-def test_a_task_that_is_done_is_freed_without_the_collector(start, kind):
+def test_a_task_that_is_done_is_freed_without_the_collector(start, kind, limit_s):
+    """With a limit, too, while that of another task still counts: its timer stays where it is among asyncio's."""
+
     class Payload:
         """Whose end can be seen."""
 
     worker = start()
+    before = Gate()
+    before.hold()
+    if limit_s:
+        earlier = worker.apply(lambda _: before.enter(), "plain", timeout=limit_s / 2)
+        before.await_arrivals(1)
     gc.disable()
     try:
         payload = Payload()
@@ -974,10 +982,13 @@ def test_a_task_that_is_done_is_freed_without_the_collector(start, kind):
 
         body = hold if kind == "async" else keep
         del payload, hold, keep
-        report = worker.apply(body, kind)
+        report = worker.apply(body, kind, timeout=limit_s)
         del body
         worker.until_told(report)
         del report
         worker.until(lambda: seen() is None)
     finally:
         gc.enable()
+        before.release()
+    if limit_s:
+        worker.until_told(earlier)

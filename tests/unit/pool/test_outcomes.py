@@ -1,6 +1,7 @@
 """Which callback of Celery's is told what."""
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -111,6 +112,29 @@ def test_what_was_told_of_a_failure_holds_no_frames_any_more(job, traced):
         assert each.__traceback__ is None
     assert "first" in told.traceback
     assert "third" in told.traceback
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    why: str
+
+
+def test_an_exception_that_can_be_changed_by_nobody_is_let_go_too(job):
+    first, second = FrozenError("first"), ValueError("second")
+    for error in (first, second):
+        _, args = callback_of(job, ok=False, result=error)
+    second.__cause__ = first
+    assert first.__traceback__ is not None
+    let_go(args)
+    assert [first.__traceback__, second.__traceback__] == [None, None]
+
+
+def test_the_exceptions_of_a_group_are_let_go_with_it(job):
+    one, other = info_of(ValueError("one")).exception.exc, info_of(ValueError("other")).exception.exc
+    _, args = callback_of(job, ok=False, result=ExceptionGroup("both", [one, other]))
+    assert one.__traceback__ is not None
+    let_go(args)
+    assert [one.__traceback__, other.__traceback__] == [None, None]
 
 
 def test_exceptions_that_came_of_each_other_are_let_go_once(job):
