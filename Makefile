@@ -38,7 +38,7 @@ test-slow: setup ## the long ones
 test-docker: setup ## builds the image and drives it with pytest-celery; needs a Docker engine
 	$(BIN)/python -m pytest -m docker --timeout 1800
 
-test-celery: setup ## the pool's tests on each version of Celery; CELERY_VERSIONS="5.5 5.6" takes fewer
+test-celery: setup ## the pool's and the broker's tests on each version of Celery; CELERY_VERSIONS="5.5 5.6" takes fewer
 	tests/celery-versions.sh
 
 conformance: setup ## the behaviours of a worker on this pool and Celery's own, into docs/conformance.md

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pool's tests on each version of Celery that pyproject.toml admits, with the kombu that came out beside it.
+# The pool's and the broker's tests on each version of Celery that pyproject.toml admits, with the kombu of that version.
 #
 #   tests/celery-versions.sh [pytest's arguments]        CELERY_VERSIONS="5.5 5.6" takes fewer versions
 #
@@ -11,7 +11,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 read -ra VERSIONS <<<"${CELERY_VERSIONS:-5.5 5.6 5.7}"
 UV=.venv/bin/uv
-TESTS=(tests/unit/pool tests/integration/test_pool.py tests/conformance)
+TESTS=(
+    tests/unit/pool tests/unit/broker tests/integration/test_pool.py tests/integration/test_pool_garbage.py
+    tests/integration/broker tests/conformance
+)
 # tests/unit/conftest.py imports the pipeline: hence the likes of numpy and pillow.
 NEEDED=(
     aiohttp greenlet hypothesis numpy pillow prometheus-client pydantic pydantic-settings pytest pytest-asyncio
@@ -33,7 +36,7 @@ for version in "${VERSIONS[@]}"; do
 print(*(f"{name} {version(name)}" for name in ("celery", "kombu", "redis")), sep=", ")')
     echo "== $found"
     # The workers, which start in folders of their own, find the package by the path.
-    if PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider "${TESTS[@]}" "$@" 2>&1 | tee "$work/log"; then
+    if PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider -m "not slow" "${TESTS[@]}" "$@" 2>&1 | tee "$work/log"; then
         verdict=passed
     else
         verdict=FAILED failed=1

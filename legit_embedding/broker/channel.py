@@ -15,6 +15,7 @@ from kombu.utils.compat import register_after_fork
 from kombu.utils.json import dumps
 from redis import exceptions
 
+from legit_embedding.broker import compat
 from legit_embedding.broker.caretaker import Caretaker
 from legit_embedding.broker.consumer import Consumer, Options
 from legit_embedding.broker.holdings import Holdings, forget_all, holdings_of
@@ -43,7 +44,10 @@ class Channel(stock.Channel):
     lease_s = DEFAULTS.lease_s
     push_wake_ups = DEFAULTS.pushes
 
-    from_transport_options = stock.Channel.from_transport_options + OPTIONS
+    unacked_restore_interval: float = compat.RESTORE_DEFAULTS["unacked_restore_interval"]
+    unacked_restore_throttle: float = compat.RESTORE_DEFAULTS["unacked_restore_throttle"]
+
+    from_transport_options = tuple({*stock.Channel.from_transport_options, *OPTIONS, *compat.RESTORE_DEFAULTS})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.consumer: Consumer | None = None
@@ -95,7 +99,7 @@ class Channel(stock.Channel):
             self.consumer = Consumer(
                 self,
                 hub,
-                connection=_connection_of(self.async_pool),
+                connection=compat.connection_of(self.async_pool),
                 keys=keys,
                 holdings=holdings,
                 options=Options(
@@ -136,7 +140,7 @@ class Channel(stock.Channel):
         publisher = self.holdings.publisher if "_publish_batch" not in kwargs else None
         if publisher is not None:
             payload = dumps(message)
-            topics = self._get_publish_topics(exchange, routing_key)
+            topics = compat.topics_of(self, exchange, routing_key)
             if all(publisher.publish(topic, payload) for topic in topics):
                 return None
         return super()._put_fanout(exchange, message, routing_key, **kwargs)
@@ -166,7 +170,7 @@ class Channel(stock.Channel):
 class SentinelChannel(Channel, stock.SentinelChannel):
     """For `sentinel://`."""
 
-    from_transport_options = stock.SentinelChannel.from_transport_options + OPTIONS
+    from_transport_options = tuple({*stock.SentinelChannel.from_transport_options, *Channel.from_transport_options})
 
 
 def require_master(client: Any) -> None:
@@ -181,10 +185,6 @@ def require_master(client: Any) -> None:
         return
     if role and role[0] in {b"slave", "slave"}:
         raise exceptions.ConnectionError("the server is a replica, and takes no writes")
-
-
-def _connection_of(pool: Any) -> Any:
-    return pool.get_connection() if redis.VERSION >= (5, 3) else pool.get_connection("_")
 
 
 def _after_fork(channel: Any) -> None:

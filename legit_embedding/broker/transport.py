@@ -5,6 +5,7 @@ from typing import Any
 from kombu.transport import redis as stock
 from redis import exceptions
 
+from legit_embedding.broker import compat
 from legit_embedding.broker.channel import Channel, SentinelChannel, require_master
 
 
@@ -27,9 +28,7 @@ class Poller(stock.MultiChannelPoller):
                 self._register_BRPOP(channel)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
-        update = getattr(self, "_update_brpop_polling", None)  # from kombu 5.7
-        if update is not None:
-            update()
+        compat.update_polling(self)
 
     def maybe_restore_messages(self) -> None:
         """Of channels that no caretaker looks after."""

@@ -21,6 +21,8 @@ from celery.utils.time import utcoffset as offset_to_utc
 from kombu import serialization
 from kombu.utils.json import dumps
 
+from legit_embedding.pool import compat
+
 make_event = Event
 
 GROUP_LIMIT = 100
@@ -156,10 +158,17 @@ class EventDispatcher(dispatcher.EventDispatcher):
         if offset != self._offset:  # summer time may begin at any turn of the loop
             self._offset = offset
             self._shapes.clear()
-        # Before Celery 5.7 an empty one is published each time.
-        for group in [group for group, waiting in self._group_buffer.items() if not waiting]:
-            del self._group_buffer[group]
-        super().flush(errors=errors, groups=groups)
+        if compat.SENDS_EMPTY_GROUPS:
+            for group in [group for group, waiting in self._group_buffer.items() if not waiting]:
+                del self._group_buffer[group]
+        if errors and self.producer is not None:
+            # Here, because before Celery 5.7 what cannot be sent for a second time is lost.
+            unsent = list(self._outbound_buffer)
+            self._outbound_buffer.clear()
+            with self.mutex:
+                for event, routing_key, *_ in unsent:
+                    self._publish(event, self.producer, routing_key)
+        super().flush(errors=False, groups=groups)
         if groups:
             with self.mutex:
                 for group, buffer in list(self._buffers.items()):
@@ -186,10 +195,10 @@ class EventDispatcher(dispatcher.EventDispatcher):
                 delivery_mode=self.delivery_mode,
                 **JSON,
             )
-        except Exception:
+        except Exception as error:
             if not self.buffer_while_offline:
                 raise
-            self._outbound_buffer.append((json.loads(body), routing_key))
+            self._outbound_buffer.append(compat.unsent(json.loads(body), routing_key, error))
 
 
 class Events(events.Events):
