@@ -34,8 +34,16 @@ class Waker:
         """Called before the queue is emptied, so that what is queued from now on wakes again."""
         # In this order: a byte that were sent in between the other way round would be read here and leave the mark set,
         # and nobody would send another.
+        self.answer()
+        self.rearm()
+
+    def answer(self) -> None:
+        """Called when it is readable; until `rearm`, which has to follow, nobody wakes again."""
         with contextlib.suppress(OSError):
             self._reader.recv(4096)
+
+    def rearm(self) -> None:
+        """Called before the last look at the queue: what is queued after it wakes again."""
         self._woken = False
 
     def wait(self, timeout_s: float) -> None:

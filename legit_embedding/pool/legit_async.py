@@ -362,8 +362,14 @@ class TaskPool(BasePool):
             self._waker.wake()
 
     def _on_wake(self) -> None:
-        self._waker.clear()
-        self._drain()
+        # What is done meanwhile is reported with the rest: to wake us for it would cost a turn of the hub for nothing.
+        self._waker.answer()
+        try:
+            self._drain()
+        finally:
+            self._waker.rearm()
+        if self._done:
+            self._drain()
 
     def _drain(self) -> None:
         """On the consumer's thread: calls Celery back, acks included, and frees the slots."""

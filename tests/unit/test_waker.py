@@ -36,6 +36,16 @@ def test_many_wakes_are_one_and_after_a_clear_it_wakes_again(waker):
     assert readable(waker)
 
 
+def test_between_the_answer_and_the_rearming_nobody_wakes(waker):
+    waker.wake()
+    waker.answer()
+    waker.wake()
+    assert not readable(waker)
+    waker.rearm()
+    waker.wake()
+    assert readable(waker)
+
+
 def test_wait_returns_on_a_wake_from_another_thread(waker):
     thread = threading.Thread(target=waker.wake)
     thread.start()

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import os
+import select
 import sys
 import threading
 import time
@@ -944,6 +945,52 @@ def test_a_memory_limit_below_what_the_worker_takes_stops_the_start(app):
     with pytest.raises(ImproperlyConfigured, match="worker_max_memory_per_child is 1000 KiB"):
         pool.start()
     assert threading.active_count() == before
+
+
+def test_what_is_done_while_the_consumer_reports_is_reported_with_the_rest_and_wakes_nobody(start):
+    worker = start()
+    gates = [Gate() for _ in range(2)]
+    for gate in gates:
+        gate.hold()
+    told = []
+
+    def first_is_told(_):
+        told.append("first")
+        gates[1].release()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not worker.pool._done:  # the second one's thread has reported it
+            assert time.monotonic() < deadline_s
+            threading.Event().wait(0.001)
+
+    for gate, callback in zip(gates, (first_is_told, lambda _: told.append("second")), strict=True):
+        worker.pool.apply_async(lambda _, gate=gate: gate.enter(), ("plain",), callback=callback)
+    for gate in gates:
+        gate.await_arrivals(1)
+    gates[0].release()
+    worker.until(lambda: told)
+    assert told == ["first", "second"]
+    assert select.select([worker.pool._waker], [], [], 0)[0] == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_is_done_around_the_rearming_is_never_left_until_the_next_wake(start, monkeypatch, moment):
+    worker = start()
+    rearm = worker.pool._waker.rearm
+    told = []
+
+    def rearm_while_another_is_done():
+        monkeypatch.setattr(worker.pool._waker, "rearm", rearm)
+        if moment == "after":
+            rearm()
+        worker.pool._tell(told.append, ("between",))
+        if moment == "before":
+            rearm()
+
+    monkeypatch.setattr(worker.pool._waker, "rearm", rearm_while_another_is_done)
+    worker.pool._tell(told.append, ("first",))
+    worker.until(lambda: told)
+    worker.until(lambda: len(told) == 2)
+    assert told == ["first", "between"]
 
 
 def test_the_collector_looks_less_often_while_the_pool_runs(app, start):
