@@ -137,15 +137,6 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
     total_bytes = int(values.budget_bytes)
     metrics.budget_total(total_bytes)
     budget = ByteBudget(total_bytes, observe=metrics.budget_used)
-    prepare_threads = values.prepare_threads or usable_cpus()
-    threads = DaemonThreads(prepare_threads, "legit-prepare")
-    stack.push_async_callback(threads.close, PREPARE_TIMEOUT_S)
-    preparer = Preparer(
-        threads,
-        threads=prepare_threads,
-        clock=clock,
-        observe=partial(metrics.stage, "prepare"),
-    )
     pipeline = Pipeline(
         settings=values,
         names=names,
@@ -155,7 +146,7 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
         batcher=batcher,
         publisher=publisher,
         budget=budget,
-        preparer=preparer,
+        preparer=_preparer(stack, values, clock=clock, metrics=metrics),
         clock=clock,
         metrics=metrics,
         reporter=reporter,
@@ -183,6 +174,13 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
         publisher=publisher,
         switch=switch,
     )
+
+
+def _preparer(stack: AsyncExitStack, values: Settings, *, clock: SystemClock, metrics: Metrics) -> Preparer:
+    count = values.prepare_threads or usable_cpus()
+    threads = DaemonThreads(count, "legit-prepare")
+    stack.push_async_callback(threads.close, PREPARE_TIMEOUT_S)
+    return Preparer(threads, threads=count, clock=clock, observe=partial(metrics.stage, "prepare"))
 
 
 def broker_url_of(app: Celery) -> str:

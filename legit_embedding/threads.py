@@ -13,38 +13,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-RUNNING, CANCELLED = "running", "cancelled"
-
-
-class Claim:
-    """Who gets a call first: the thread that would run it, or whoever calls it off.
-
-    As much of a `Future` as that takes, which costs a tenth of one, and no lock: `dict.setdefault` is one step.
-    """
-
-    __slots__ = ("_done", "_owner")
-
-    def __init__(self) -> None:
-        self._owner: dict[str, str] = {}
-        self._done = False
-
-    def cancel(self) -> bool:
-        """Whether it is called off; else it runs, or has run."""
-        return self._owner.setdefault("is", CANCELLED) is CANCELLED
-
-    def running(self) -> bool:
-        """Whether a thread is at it."""
-        return self._owner.get("is") is RUNNING and not self._done
-
-    def begin(self) -> bool:
-        """Whether the thread that asks may run it."""
-        return self._owner.setdefault("is", RUNNING) is RUNNING
-
-    def end(self) -> None:
-        """It has run; whoever wants to know how it ended says so itself."""
-        self._done = True
-
-
 class DaemonThreads(Executor):
     """As `ThreadPoolExecutor`, with two differences that a shutdown and a time limit need.
 
@@ -56,12 +24,12 @@ class DaemonThreads(Executor):
         self._size = size
         self._name = name
         self._initializer = initializer
-        self._queue: SimpleQueue[tuple[Future[Any] | Claim, Callable[[], Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._serving = 0
-        self._unfinished: set[Future[Any] | Claim] = set()
-        self._left_behind: set[Future[Any] | Claim] = set()
+        self._unfinished: set[Future[Any]] = set()
+        self._left_behind: set[Future[Any]] = set()
         self._closed = False
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
@@ -79,21 +47,21 @@ class DaemonThreads(Executor):
             self._queue.put((future, partial(function, *args, **kwargs)))
         return future
 
-    def offer(self, claim: Claim, function: Callable[[], object]) -> bool:
-        """As `submit`, by a claim of the caller's; False, and nothing done, where a thread would have to be started.
+    def offer(self, future: "Future[Any]", function: Callable[[], object]) -> bool:
+        """As `submit`, with a future of the caller's; False, and nothing done, where a thread would have to be started.
 
         It takes no lock: for a caller whose signal handlers may wait for what it is about to hand over.
         """
         # Counted first: `leave_behind`, on another thread, then either sees it and starts a thread for it, or has taken
         # its thread away already, and the offer is refused.
-        self._unfinished.add(claim)
+        self._unfinished.add(future)
         if self._closed or self._serving < min(len(self._unfinished), self._size):
-            self._unfinished.discard(claim)
+            self._unfinished.discard(future)
             return False
-        self._queue.put((claim, function))
+        self._queue.put((future, function))
         return True
 
-    def leave_behind(self, future: Future[Any] | Claim) -> None:
+    def leave_behind(self, future: Future[Any]) -> None:
         """Its call will not end, as far as anyone knows: its thread no longer counts."""
         with self._lock:
             if not future.running() or future in self._left_behind:
@@ -118,13 +86,12 @@ class DaemonThreads(Executor):
             self._queue.put(None)
 
     async def close(self, timeout_s: float) -> bool:
-        """Shuts down and gives submitted calls that run at most `timeout_s` seconds; whether they ended within them.
+        """Shuts down and gives the calls that run at most `timeout_s` seconds; whether they ended within them.
 
         For calls into native code: the end of the interpreter under their feet may crash the process.
         """
         self.shutdown()
-        futures = [each for each in tuple(self._unfinished) if isinstance(each, Future) and not each.done()]
-        running = [asyncio.wrap_future(future) for future in futures]
+        running = [asyncio.wrap_future(future) for future in tuple(self._unfinished) if not future.done()]
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*running, return_exceptions=True)
@@ -149,14 +116,9 @@ class DaemonThreads(Executor):
                 return
             del work  # an idle thread must not keep the last call's arguments alive
 
-    def _call(self, future: "Future[Any] | Claim", function: Callable[[], Any]) -> bool:
+    def _call(self, future: "Future[Any]", function: Callable[[], Any]) -> bool:
         """Whether this thread goes on."""
-        if isinstance(future, Claim):
-            if future.begin():
-                with suppress(BaseException):  # what is offered tells by itself how it ended
-                    function()
-                future.end()
-        elif future.set_running_or_notify_cancel():
+        if future.set_running_or_notify_cancel():
             try:
                 result = function()
             except BaseException as error:  # noqa: BLE001  whoever waits for the future gets it

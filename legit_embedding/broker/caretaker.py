@@ -18,7 +18,8 @@ from redis import exceptions
 
 from legit_embedding.broker.names import Keys
 from legit_embedding.broker.qos import mark_redelivered
-from legit_embedding.broker.scripts import OVERDUE, RENEW, RESTORE, RESTORE_DEAD, Script
+from legit_embedding.broker.restore_scripts import OVERDUE, RESTORE, RESTORE_DEAD
+from legit_embedding.broker.scripts import RENEW, Script
 
 logger = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ class Channel(stock.Channel):
     unacked_restore_interval: float = compat.RESTORE_DEFAULTS["unacked_restore_interval"]
     unacked_restore_throttle: float = compat.RESTORE_DEFAULTS["unacked_restore_throttle"]
 
-    from_transport_options = tuple({*stock.Channel.from_transport_options, *OPTIONS, *compat.RESTORE_DEFAULTS})
+    from_transport_options = stock.Channel.from_transport_options + OPTIONS + tuple(compat.RESTORE_DEFAULTS)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.consumer: Consumer | None = None
@@ -170,7 +170,7 @@ class Channel(stock.Channel):
 class SentinelChannel(Channel, stock.SentinelChannel):
     """For `sentinel://`."""
 
-    from_transport_options = tuple({*stock.SentinelChannel.from_transport_options, *Channel.from_transport_options})
+    from_transport_options = stock.SentinelChannel.from_transport_options + OPTIONS + tuple(compat.RESTORE_DEFAULTS)
 
 
 def require_master(client: Any) -> None:

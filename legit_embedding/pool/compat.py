@@ -22,14 +22,6 @@ and runs `link_error` twice.
 SENDS_EMPTY_GROUPS = CELERY < (5, 7)
 """Whether Celery's dispatcher of events sends a message for a group of which there are none."""
 
-KEEPS_WHY_UNSENT = CELERY < (5, 7)
-"""Whether Celery's dispatcher of events keeps an event that could not be sent together with the error."""
-
-
-def unsent(event: Any, routing_key: str, error: Exception) -> tuple[Any, ...]:
-    """What the dispatcher keeps to send later."""
-    return (event, routing_key, error) if KEEPS_WHY_UNSENT else (event, routing_key)
-
 
 def announce_cold_shutdown() -> None:
     """Called when the wait before a cold shutdown is over, so that the pool's stop is not taken for a warm one.

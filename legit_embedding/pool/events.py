@@ -101,8 +101,6 @@ class EventDispatcher(dispatcher.EventDispatcher):
         try:
             values = [WRITERS[value.__class__](value) for value in fields.values()]
         except (TypeError, ValueError):  # no JSON
-            values = None
-        if values is None:
             return super().send(type, blind, utcoffset, retry, retry_policy, Event, **fields)
         self._buffer(buffer, template % (self.clock.forward(), *values, time()))
         return None
@@ -166,7 +164,7 @@ class EventDispatcher(dispatcher.EventDispatcher):
             unsent = list(self._outbound_buffer)
             self._outbound_buffer.clear()
             with self.mutex:
-                for event, routing_key, *_ in unsent:
+                for event, routing_key, *_ in unsent:  # Celery's own appends the error to these before 5.7
                     self._publish(event, self.producer, routing_key)
         super().flush(errors=False, groups=groups)
         if groups:
@@ -195,10 +193,10 @@ class EventDispatcher(dispatcher.EventDispatcher):
                 delivery_mode=self.delivery_mode,
                 **JSON,
             )
-        except Exception as error:
+        except Exception:
             if not self.buffer_while_offline:
                 raise
-            self._outbound_buffer.append(compat.unsent(json.loads(body), routing_key, error))
+            self._outbound_buffer.append((json.loads(body), routing_key))
 
 
 class Events(events.Events):

@@ -6,6 +6,7 @@ On the loop's thread, but for `start_at_once`.
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from celery.exceptions import Terminated, WorkerLostError
 from legit_embedding.pool import identity
 from legit_embedding.pool.bridge import Drive
 from legit_embedding.pool.job import HARD, SOFT, Job
-from legit_embedding.threads import Claim, DaemonThreads
+from legit_embedding.threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Execution:
         """On the consumer's thread: a plain job goes straight to a thread that runs already; whether it did."""
         if job.is_async:
             return False
-        # Set before anybody can run it: who interrupts it from now on calls it off.
-        job.future = Claim()
+        # Set before anybody can run it: who interrupts it from now on cancels the future.
+        job.future = Future()
         if self._threads.offer(job.future, partial(self._run_in_thread, job)):
             return True
         job.future = None

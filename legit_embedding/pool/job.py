@@ -8,8 +8,6 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from legit_embedding.threads import Claim
-
 SOFT, HARD, TERMINATED, ABANDONED = "soft", "hard", "terminated", "abandoned"
 """Why a job is interrupted: a time limit, a revoke with `terminate`, or a cold shutdown, which leaves it unacked."""
 
@@ -33,7 +31,7 @@ class Job:
     reason: str | None = None
     signal: int | None = None
     task: "asyncio.Task[None] | None" = None
-    future: "Future[None] | Claim | None" = None
+    future: "Future[None] | None" = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     over: bool = False
     """Reported, or dropped; nothing is reported of it any more."""

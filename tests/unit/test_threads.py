@@ -5,13 +5,13 @@ import subprocess
 import sys
 import threading
 import time
-from queue import SimpleQueue
+from concurrent.futures import Future
 
 import pytest
 
 from legit_embedding.testing.clock import settle
 from legit_embedding.testing.gate import Gate
-from legit_embedding.threads import Claim, DaemonThreads, run_on
+from legit_embedding.threads import DaemonThreads, run_on
 
 PATIENCE_S = 30
 
@@ -191,54 +191,38 @@ async def test_what_asyncio_would_lose_or_misread_comes_back_as_a_bug(threads, e
 # -- offered, without a lock -------------------------------------------------------------------------------------------
 
 
-class Offer:
-    """A call that is offered, by its claim; `result` waits for what it gave."""
-
-    def __init__(self, number):
-        self.claim = Claim()
-        self._number = number
-        self._given = SimpleQueue()
-
-    def __call__(self):
-        self._given.put(name_and(self._number))
-
-    def result(self):
-        return self._given.get(timeout=PATIENCE_S)
-
-
 def test_an_offer_is_refused_where_a_thread_would_have_to_be_started(threads, gate):
-    claim = Claim()
-    assert not threads.offer(claim, gate.enter)
+    future = Future()
+    assert not threads.offer(future, gate.enter)
     busy = threads.submit(gate.enter)
-    assert not threads.offer(claim, gate.enter)
+    assert not threads.offer(future, gate.enter)
     gate.release()
     busy.result(PATIENCE_S)
-    assert not claim.running()
-    assert claim.cancel()
+    assert not future.done()
 
 
 def test_an_offer_goes_to_a_thread_that_is_free(threads):
     assert threads.submit(name_and, 1).result(PATIENCE_S) == ("sample-1", 1)
     until_free(threads)
-    offer = Offer(2)
-    assert threads.offer(offer.claim, offer)
-    assert offer.result() == ("sample-1", 2)
+    future = Future()
+    assert threads.offer(future, lambda: name_and(2))
+    assert future.result(PATIENCE_S) == ("sample-1", 2)
 
 
 def test_an_offer_waits_where_all_threads_that_there_may_be_are_busy(threads, gate):
     busy = [threads.submit(gate.enter) for _ in range(2)]
-    offer = Offer(3)
-    assert threads.offer(offer.claim, offer)
+    future = Future()
+    assert threads.offer(future, lambda: name_and(3))
     gate.release()
-    assert offer.result()[1] == 3
+    assert future.result(PATIENCE_S)[1] == 3
     assert [call.exception(PATIENCE_S) for call in busy] == [None, None]
 
 
-def test_an_offer_that_is_called_off_before_its_turn_is_not_called(threads, gate):
+def test_an_offer_that_is_cancelled_before_its_turn_is_not_called(threads, gate):
     busy = [threads.submit(gate.enter) for _ in range(2)]
-    claim, called = Claim(), []
-    assert threads.offer(claim, lambda: called.append("called"))
-    assert claim.cancel()
+    future, called = Future(), []
+    assert threads.offer(future, lambda: called.append("called"))
+    assert future.cancel()
     gate.release()
     for call in busy:
         call.result(PATIENCE_S)
@@ -246,16 +230,16 @@ def test_an_offer_that_is_called_off_before_its_turn_is_not_called(threads, gate
     assert called == []
 
 
-def test_an_offer_that_runs_cannot_be_called_off_but_its_thread_left_behind(gate):
+def test_an_offer_that_runs_cannot_be_cancelled_but_its_thread_left_behind(gate):
     threads = DaemonThreads(1, "sample")
     threads.submit(name_and, 1).result(PATIENCE_S)
     until_free(threads)
-    claim = Claim()
-    assert threads.offer(claim, gate.enter)
+    future = Future()
+    assert threads.offer(future, gate.enter)
     gate.await_arrivals(1)
-    assert claim.running()
-    assert not claim.cancel()
-    threads.leave_behind(claim)
+    assert future.running()
+    assert not future.cancel()
+    threads.leave_behind(future)
     assert threads.submit(name_and, 2).result(PATIENCE_S) == ("sample-2", 2)
     gate.release()
     threads.shutdown()
@@ -264,40 +248,38 @@ def test_an_offer_that_runs_cannot_be_called_off_but_its_thread_left_behind(gate
 def test_an_offer_that_raises_costs_its_thread_nothing(threads):
     threads.submit(name_and, 1).result(PATIENCE_S)
     until_free(threads)
-    claim = Claim()
-    assert threads.offer(claim, lambda: 1 / 0)
-    until_free(threads)
-    assert not claim.running()
-    assert not claim.cancel()
+    future = Future()
+    assert threads.offer(future, lambda: 1 / 0)
+    assert isinstance(future.exception(PATIENCE_S), ZeroDivisionError)
     assert threads.submit(name_and, 2).result(PATIENCE_S) == ("sample-1", 2)
+
+
+def test_what_is_offered_and_has_not_begun_is_cancelled_with_the_shutdown(gate):
+    threads = DaemonThreads(1, "sample")
+    busy = threads.submit(gate.enter)
+    gate.await_arrivals(1)
+    future = Future()
+    assert threads.offer(future, lambda: name_and(2))
+    threads.shutdown()
+    assert future.cancelled()
+    gate.release()
+    busy.result(PATIENCE_S)
 
 
 def test_an_offer_is_made_while_the_lock_is_held(threads):
     """By a thread whose own signal handler may wait for it."""
     threads.submit(name_and, 1).result(PATIENCE_S)
     until_free(threads)
-    offer = Offer(2)
+    future = Future()
     with threads._lock:
-        assert threads.offer(offer.claim, offer)
-    assert offer.result()[1] == 2
+        assert threads.offer(future, lambda: name_and(2))
+    assert future.result(PATIENCE_S)[1] == 2
 
 
 def test_after_the_shutdown_an_offer_is_refused(threads):
     threads.submit(name_and, 1).result(PATIENCE_S)
     threads.shutdown()
-    assert not threads.offer(Claim(), lambda: name_and(2))
-
-
-def test_what_is_offered_and_has_not_begun_is_called_off_with_the_shutdown(gate):
-    threads = DaemonThreads(1, "sample")
-    busy = threads.submit(gate.enter)
-    gate.await_arrivals(1)
-    claim = Claim()
-    assert threads.offer(claim, lambda: name_and(2))
-    threads.shutdown()
-    assert not claim.begin()
-    gate.release()
-    busy.result(PATIENCE_S)
+    assert not threads.offer(Future(), lambda: name_and(2))
 
 
 def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment(gate):
@@ -307,27 +289,16 @@ def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment
     gate.await_arrivals(1)
 
     class Unfinished(set):
-        def add(self, claim):
-            super().add(claim)
+        def add(self, future):
+            super().add(future)
             threads.leave_behind(stuck)
 
     threads._unfinished = Unfinished(threads._unfinished)
-    offer = Offer(1)
-    if not threads.offer(offer.claim, offer):
-        threads.submit(offer)
-    assert offer.result()[1] == 1
+    future = Future()
+    if not threads.offer(future, lambda: name_and(1)):
+        future = threads.submit(name_and, 1)
+    assert future.result(PATIENCE_S)[1] == 1
     threads.shutdown()
-
-
-@pytest.mark.parametrize("first", ["run", "cancel"])
-def test_a_claim_is_whose_it_was_first(first):
-    claim = Claim()
-    take = {"run": claim.begin, "cancel": claim.cancel}
-    other = "cancel" if first == "run" else "run"
-    assert take[first]()
-    assert not take[other]()
-    assert take[first]()
-    assert claim.running() is (first == "run")
 
 
 def until_free(threads):

@@ -28,18 +28,8 @@ from kombu.utils.json import dumps
 
 from legit_embedding.broker.caretaker import run
 from legit_embedding.broker.names import Keys
-from legit_embedding.broker.scripts import (
-    DELIVERIES_TTL_S,
-    GIVE_BACK,
-    OPEN,
-    OVERDUE,
-    OVERDUE_LOOKS,
-    RENEW,
-    RESTORE,
-    RESTORE_DEAD,
-    TAKE,
-    TAKE_MAX,
-)
+from legit_embedding.broker.restore_scripts import OVERDUE, OVERDUE_LOOKS, RESTORE, RESTORE_DEAD
+from legit_embedding.broker.scripts import DELIVERIES_TTL_S, GIVE_BACK, OPEN, RENEW, TAKE, TAKE_MAX
 
 FRONT, BACK = "R", "L"
 STEPS = StockChannel.priority_steps
