@@ -29,7 +29,7 @@ format: setup    ## rewrites the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup      ## every test but the long ones, about a quarter of an hour
+test: setup      ## every test but the long ones, about twenty minutes
 	$(BIN)/python -m pytest -m 'not slow and not docker'
 
 test-slow: setup ## the long ones
