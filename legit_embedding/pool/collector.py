@@ -2,9 +2,17 @@
 
 import gc
 
-DEFAULT_THRESHOLD = 10_000
-"""Of new containers, between two looks. Python's own 700 are those of ten tasks, of which a thousand are in flight:
-each would be looked at several times while it runs, which costs as much as running it."""
+LEAST_THRESHOLD = 10_000
+"""Of new containers, between two looks. Python's own 700 are those of ten tasks."""
+
+CONTAINERS_A_TASK = 100
+"""About what a task in flight holds, its message included. A threshold below what comes and goes with all of them makes
+the collector look at each task several times while it runs, which costs as much as a tenth of the work."""
+
+
+def default_threshold(concurrency: int) -> int:
+    """New containers between two looks, for so many tasks in flight."""
+    return max(LEAST_THRESHOLD, CONTAINERS_A_TASK * concurrency)
 
 
 class Collector:

@@ -23,7 +23,7 @@ from celery.signals import worker_process_init, worker_process_shutdown
 from celery.worker import state as worker_state
 
 from legit_embedding.pool import identity
-from legit_embedding.pool.collector import DEFAULT_THRESHOLD, Collector
+from legit_embedding.pool.collector import Collector, default_threshold
 from legit_embedding.pool.controller import allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
 from legit_embedding.pool.job import ABANDONED, Job
@@ -98,7 +98,7 @@ class TaskPool(BasePool):
         self._finished = itertools.count(1)  # where there is no hub, many threads count
         self._served = 0
         threshold = self.app.conf.get("legit_async_gc_threshold")
-        self._collector = Collector(DEFAULT_THRESHOLD if threshold is None else threshold)
+        self._collector = Collector(default_threshold(self.limit or 0) if threshold is None else threshold)
         self._retirement = Retirement(
             max_tasks=self.options.get("maxtasksperchild"), max_memory_kib=self.options.get("max_memory_per_child")
         )

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from legit_embedding.pool.collector import Collector
+from legit_embedding.pool.collector import Collector, default_threshold
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +13,10 @@ def as_it_was():
     gc.unfreeze()
     gc.enable()
     gc.set_threshold(*before)
+
+
+def test_it_waits_for_more_than_what_all_tasks_in_flight_hold_and_never_for_less_than_ten_thousand():
+    assert [default_threshold(concurrency) for concurrency in (1, 100, 1024)] == [10_000, 10_000, 102_400]
 
 
 def test_it_looks_less_often_until_it_is_stopped():
