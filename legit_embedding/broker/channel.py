@@ -94,6 +94,8 @@ class Channel(stock.Channel):
             self.refused = True
             return
         holdings, keys = self.holdings, self.keys
+        if holdings.lines_before:
+            compat.let_go_of_forgotten()
         timeout_s = max(self.socket_timeout or 0, MIN_TIMEOUT_S)
         try:
             self.consumer = Consumer(

@@ -1,5 +1,6 @@
-"""What differs between kombu 5.5, 5.6 and 5.7, and redis-py's versions. No other module asks for one."""
+"""What differs between kombu 5.5, 5.6 and 5.7, redis-py's versions and Celery's. No other module asks for one."""
 
+import sys
 from typing import Any
 
 import redis
@@ -22,6 +23,20 @@ def update_polling(poller: Any) -> None:
     update = getattr(poller, "_update_brpop_polling", None)
     if update is not None:
         update()
+
+
+def let_go_of_forgotten() -> None:
+    """After a connection was lost: what Celery has forgotten with it may be freed, and then goes back to its queue.
+
+    Celery 5.5 leaves the requests that waited in its table of all requests, for ever, and so keeps their messages:
+    https://github.com/celery/celery/blob/v5.5.3/celery/worker/consumer/consumer.py, `on_close`.
+    """
+    state = sys.modules.get("celery.worker.state")
+    if state is None:  # another consumer than Celery's
+        return
+    for task_id, request in list(state.requests.items()):
+        if request not in state.reserved_requests and request not in state.active_requests:
+            state.requests.pop(task_id, None)  # a thread of the pool may have been here
 
 
 def connection_of(pool: Any) -> Any:
