@@ -6,7 +6,6 @@ that holds bytes waits for more of them, and there is no deadlock.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -52,25 +51,23 @@ class ByteBudget:
     One that asks for more than there is at all is let in when it is alone: a single large item must still pass.
     """
 
-    def __init__(self, total_bytes: int, *, observe: Callable[[int], None] | None = None) -> None:
+    def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
         self._used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._observe = observe
 
     async def reserve(self, nbytes: int) -> Reservation:
         """Waits until `nbytes` are free and holds them."""
         if self._waiting or not self._fits(nbytes):
             await self._wait(nbytes)
         else:
-            self._take(nbytes)
+            self._used += nbytes
         return Reservation(self, nbytes)
 
     def give_back(self, nbytes: int) -> None:
         """Frees bytes that a reservation held; for `Reservation` alone."""
         self._used -= nbytes
         self._admit()
-        self._tell()
 
     def statistics(self) -> BudgetStatistics:
         """What is in use now."""
@@ -81,10 +78,6 @@ class ByteBudget:
 
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or self._used + nbytes <= self._total
-
-    def _take(self, nbytes: int) -> None:
-        self._used += nbytes
-        self._tell()
 
     async def _wait(self, nbytes: int) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -106,10 +99,6 @@ class ByteBudget:
             if not place.done():  # done: cancelled in this turn of the loop, and not yet told
                 if not self._fits(nbytes):
                     return
-                self._take(nbytes)
+                self._used += nbytes
                 place.set_result(None)
             self._waiting.popleft()
-
-    def _tell(self) -> None:
-        if self._observe is not None:
-            self._observe(self._used)

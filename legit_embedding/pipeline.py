@@ -84,6 +84,7 @@ class Pipeline:
         self._metrics = metrics
         self._reporter = reporter
         self._in_flight = 0
+        metrics.watch_tasks(lambda: self._in_flight)
         self._closing = False
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, settings.retries)
 
@@ -99,7 +100,7 @@ class Pipeline:
         """
         if self._closing:
             raise _shutting_down()
-        self._count(+1)
+        self._in_flight += 1
         try:
             envelope = parse_envelope(args, kwargs, kind=kind, names=self._names, max_items=self._settings.max_items)
         except InvalidEnvelopeError as error:
@@ -109,7 +110,7 @@ class Pipeline:
                 await self._bury(args, kwargs, kind, delivery)
             return await self._embed(envelope, delivery)
         finally:
-            self._count(-1)
+            self._in_flight -= 1
 
     async def _embed(self, envelope: Envelope, delivery: Delivery) -> Summary:
         """One outcome for each item, whatever happens, and then the wait for their confirmations."""
@@ -317,10 +318,6 @@ class Pipeline:
             raise _shutting_down() from error
         self._reporter.report(error, cause=f"internal:{type(error).__name__}")
         return InternalError(f"an internal error of the worker, reported to its operator: {type(error).__name__}")
-
-    def _count(self, change: int) -> None:
-        self._in_flight += change
-        self._metrics.tasks_in_flight(self._in_flight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,8 @@ async def _start(stack: AsyncExitStack, app: Celery, values: Settings, *, identi
 
     total_bytes = int(values.budget_bytes)
     metrics.budget_total(total_bytes)
-    budget = ByteBudget(total_bytes, observe=metrics.budget_used)
+    budget = ByteBudget(total_bytes)
+    metrics.watch_budget(lambda: budget.statistics().used_bytes)
     pipeline = Pipeline(
         settings=values,
         names=names,

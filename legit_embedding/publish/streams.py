@@ -83,7 +83,8 @@ class Publisher:
         connect = connect or (lambda: RedisWire(url=url, timeout_s=settings.publish_timeout_s))
         self._wires = [connect() for _ in range(settings.publish_connections)]
         self._guard_wire = connect()
-        self._backlog = Backlog()
+        self._backlog = backlog = Backlog()
+        metrics.watch_backlog(entries=lambda: backlog.entries, nbytes=lambda: backlog.nbytes)
         self._hold = Hold(clock=clock, metrics=metrics, reporter=reporter, changed=self._tell)
         self._dispatcher = Dispatcher(
             rules=rules,
@@ -277,13 +278,12 @@ class Publisher:
                 self._drained.set()
 
     def _tell(self) -> None:
-        """Opens or closes the intake, and tells the figures."""
+        """Opens or closes the intake."""
         waits = not self._dispatcher.is_open or self._hold.trouble is not None
         if self._closing or (not waits and self._backlog.nbytes < self._room_bytes):
             self._room.set()
         else:
             self._room.clear()
-        self._metrics.backlog(entries=self._backlog.entries, nbytes=self._backlog.nbytes)
 
 
 def _shutting_down() -> ShuttingDownError:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -74,22 +74,25 @@ class Metrics:
         """A stage took that long: fetch, prepare, queue, forward, finish or publish."""
         self._stage_of(name).observe(seconds)
 
-    def backlog(self, *, entries: int, nbytes: int) -> None:
-        """Results that wait for their confirmation."""
-        self._backlog_entries.set(entries)
-        self._backlog_bytes.set(nbytes)
+    def watch_backlog(self, *, entries: Callable[[], int], nbytes: Callable[[], int]) -> None:
+        """Results that wait for their confirmation.
+
+        They and the next two change several times an item: they are asked for when somebody looks, on any thread.
+        """
+        self._backlog_entries.set_function(entries)
+        self._backlog_bytes.set_function(nbytes)
 
     def budget_total(self, nbytes: int) -> None:
         """The byte budget, which stays as it is."""
         self._budget_total.set(nbytes)
 
-    def budget_used(self, nbytes: int) -> None:
-        """What is used of it now."""
-        self._budget_used.set(nbytes)
+    def watch_budget(self, used_bytes: Callable[[], int]) -> None:
+        """What is used of it."""
+        self._budget_used.set_function(used_bytes)
 
-    def tasks_in_flight(self, count: int) -> None:
+    def watch_tasks(self, in_flight: Callable[[], int]) -> None:
         """Tasks under way."""
-        self._tasks.set(count)
+        self._tasks.set_function(in_flight)
 
     def model_load(self, model: str, outcome: str, seconds: float) -> None:
         """A load ended: `ok` or an error type."""

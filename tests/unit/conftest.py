@@ -38,6 +38,24 @@ adapter = "fake"
 """
 
 
+class WatchedBudget(ByteBudget):
+    """Keeps the `most` bytes that were ever in use."""
+
+    most = 0
+
+    async def reserve(self, nbytes):
+        reservation = await super().reserve(nbytes)
+        self._look()
+        return reservation
+
+    def give_back(self, nbytes):
+        super().give_back(nbytes)  # which lets others in
+        self._look()
+
+    def _look(self):
+        self.most = max(self.most, self.statistics().used_bytes)
+
+
 class Rig:
     """A pipeline of real parts around fake models; `image` and `text` are those models, ready to be told what to do."""
 
@@ -51,8 +69,7 @@ class Rig:
         self.publisher = publisher or MemoryPublisher()
         self.adapter = FakeAdapter()
         self.adapter.make = lambda *, name, **_: {"image": self.image, "text": self.text}[name]
-        self.used_bytes = []
-        self.budget = ByteBudget(int(self.settings.budget_bytes), observe=self.used_bytes.append)
+        self.budget = WatchedBudget(int(self.settings.budget_bytes))
         self.names = Names.load(None)
         self._catalog = Catalog.parse(catalog)
         self._numbers = itertools.count(1)

@@ -91,15 +91,6 @@ async def test_a_waiter_cancelled_in_the_turn_in_which_it_is_let_in_gives_its_by
     assert budget.statistics().used_bytes == 0
 
 
-async def test_the_observer_is_told_of_every_change():
-    seen: list[int] = []
-    budget = ByteBudget(100, observe=seen.append)
-    held = await budget.reserve(70)
-    held.shrink(20)
-    held.release()
-    assert seen == [70, 20, 0]
-
-
 @given(st.lists(st.integers(0, 150), min_size=1, max_size=30))
 def test_every_waiter_is_served_in_order_and_the_limit_holds(sizes):
     """Whatever the sizes: more than the total is only ever held by one alone."""

@@ -40,11 +40,12 @@ def test_before_the_first_batch_the_mean_is_zero():
 
 def test_gauges_show_the_present():
     metrics = Metrics(identity="w")
-    metrics.backlog(entries=5, nbytes=700)
-    metrics.backlog(entries=2, nbytes=300)
-    metrics.budget_used(10)
+    now = {"entries": 5, "nbytes": 700, "used": 20, "tasks": 8}
+    metrics.watch_backlog(entries=lambda: now["entries"], nbytes=lambda: now["nbytes"])
+    metrics.watch_budget(lambda: now["used"])
     metrics.budget_total(100)
-    metrics.tasks_in_flight(4)
+    metrics.watch_tasks(lambda: now["tasks"])
+    now |= {"entries": 2, "nbytes": 300, "used": 10, "tasks": 4}
     metrics.models_loaded(2)
     snapshot = metrics.snapshot()
     assert snapshot["publish_backlog_entries"] == 2
@@ -52,7 +53,11 @@ def test_gauges_show_the_present():
     assert snapshot["budget_used_bytes"] == 10
     assert snapshot["tasks_in_flight"] == 4
     assert snapshot["models_loaded"] == 2
-    assert exposed(metrics)["legit_budget_total_bytes"] == 100
+    shown = exposed(metrics)
+    assert shown["legit_budget_total_bytes"] == 100
+    assert shown["legit_budget_used_bytes"] == 10
+    assert shown["legit_tasks_in_flight"] == 4
+    assert (shown["legit_publish_backlog_entries"], shown["legit_publish_backlog_bytes"]) == (2, 300)
 
 
 def test_stages_loads_retries_and_alarms_are_told_apart():
