@@ -21,7 +21,10 @@ Settled = tuple[Item | RejectedItem, Outcome]
 
 
 class Ledger:
-    """Gives each item exactly one outcome, hands it to the publisher at once, and keeps the confirmations."""
+    """Gives each item exactly one outcome, hands it to the publisher at once, and keeps the confirmations.
+
+    `declared` is the key of the model that is to compute them, which counts their outcomes while it is not loaded.
+    """
 
     __slots__ = (
         "_clock",
@@ -36,7 +39,14 @@ class Ledger:
     )
 
     def __init__(
-        self, envelope: Envelope, *, template: EntryTemplate, publisher: Publisher, clock: Clock, metrics: Metrics
+        self,
+        envelope: Envelope,
+        *,
+        template: EntryTemplate,
+        publisher: Publisher,
+        clock: Clock,
+        metrics: Metrics,
+        declared: str | None = None,
     ) -> None:
         self._envelope = envelope
         self._template = template
@@ -46,12 +56,7 @@ class Ledger:
         self._open: dict[int, Item | RejectedItem] = {item.index: item for item in envelope.items}
         self._confirmations: list[asyncio.Future[list[Receipt]]] = []
         self._ok = 0
-        self._model = NO_MODEL
-
-    def expect_model(self, key: str) -> None:
-        """From now on entries name the declared model `key`, which is not loaded yet."""
-        self._model = key
-        self._template = self._template.with_declared_model(key)
+        self._model = declared or NO_MODEL
 
     def use_model(self, info: ModelInfo, fingerprint: str) -> None:
         """From now on entries name this model."""
@@ -64,10 +69,10 @@ class Ledger:
         The future resolves when these entries are confirmed; None where there was nothing to write. Whoever waits for
         it must not cancel it: `close` waits for it too.
         """
-        at_ms = int(self._clock.time() * 1000)
         fresh = [(item, outcome) for item, outcome in pairs if item.index in self._open]
         if not fresh:
             return None
+        at_ms = int(self._clock.time() * 1000)
         # Nothing is booked before all of it is submitted: where that fails, none of these items has its outcome yet.
         entries = [self._template.entry(item, outcome, at_ms=at_ms) for item, outcome in fresh]
         confirmation = self._publisher.submit(self._envelope.reply_to, entries)
@@ -104,7 +109,8 @@ class Ledger:
         if not all(confirmation.done() for confirmation in self._confirmations):
             await asyncio.gather(*self._confirmations)
         receipts = [receipt for confirmation in self._confirmations for receipt in confirmation.result()]
-        receipts.sort(key=_place)
+        if len(receipts) > 1:
+            receipts.sort(key=_place)
         return summarise(batch_id, receipts, ok=self._ok, errors=len(self._envelope.items) - self._ok)
 
     def __repr__(self) -> str:

@@ -41,6 +41,7 @@ from legit_embedding.values import (
     ModelInfo,
     Options,
     Payload,
+    Receipt,
     RejectedItem,
     ShmSource,
     Summary,
@@ -114,13 +115,15 @@ class Pipeline:
 
     async def _embed(self, envelope: Envelope, delivery: Delivery) -> Summary:
         """One outcome for each item, whatever happens, and then the wait for their confirmations."""
-        template = self._template(envelope.kind, delivery).with_envelope(envelope)
-        ledger = Ledger(
-            envelope, template=template, publisher=self._publisher, clock=self._clock, metrics=self._metrics
-        )
         declared = self._models.declared(envelope.model, modality_of(envelope.kind))
-        if declared is not None:
-            ledger.expect_model(declared)
+        ledger = Ledger(
+            envelope,
+            template=self._template(envelope.kind, delivery).with_envelope(envelope, declared=declared),
+            publisher=self._publisher,
+            clock=self._clock,
+            metrics=self._metrics,
+            declared=declared,
+        )
         try:
             await ledger.settle_all([(item, item.error) for item in envelope.items if isinstance(item, RejectedItem)])
             await self._embed_items(envelope, delivery, ledger)
@@ -146,8 +149,10 @@ class Pipeline:
         deadline_s = None if left_s is None else self._clock.monotonic() + left_s
         with await self._lease_model(envelope) as model:
             ledger.use_model(model.info, model.fingerprint(envelope.options))
-            misfits = [item for item in items if input_kind_of(item) not in model.accepts]
-            await ledger.settle_all([(item, misfit_error(item, model.info)) for item in misfits])
+            fitting = [item for item in items if input_kind_of(item) in model.accepts]
+            if len(fitting) < len(items):
+                misfits = [item for item in items if input_kind_of(item) not in model.accepts]
+                await ledger.settle_all([(item, misfit_error(item, model.info)) for item in misfits])
             run = _Run(
                 model=model,
                 options=envelope.options,
@@ -155,7 +160,7 @@ class Pipeline:
                 task_id=delivery.task_id,
                 deadline_s=deadline_s,
             )
-            await self._spread([item for item in items if input_kind_of(item) in model.accepts], run)
+            await self._spread(fitting, run)
 
     async def _lease_model(self, envelope: Envelope) -> Lease:
         """The model. It is waited for as long as a failed load is remembered, and no longer: a task holds a place."""
@@ -188,7 +193,7 @@ class Pipeline:
                     await window.acquire()
                     await self._publisher.wait_for_room()
                     reservation = await self._reserve(chunk, run.model)
-                    task = group.create_task(self._embed_chunk(chunk, reservation, run), name="legit-chunk")
+                    task = group.create_task(self._embed_with_others(chunk, reservation, run), name="legit-chunk")
                     # By callback, because a task cancelled before its first step runs none of its own lines.
                     task.add_done_callback(partial(_give_back, reservation, window))
         except ExceptionGroup as group:
@@ -201,36 +206,47 @@ class Pipeline:
         await self._publisher.wait_for_room()
         reservation = await self._reserve(chunk, run.model)
         try:
-            await self._embed_chunk(chunk, reservation, run)
+            for confirmation in await self._embed_chunk(chunk, reservation, run):
+                await confirmation
         finally:
             reservation.release()
+
+    async def _embed_with_others(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
+        """As one of a window: where it is cancelled for another's sake, the ledger still waits for its entries."""
+        unconfirmed = await self._embed_chunk(chunk, reservation, run)
+        if unconfirmed:
+            await asyncio.wait(unconfirmed)
 
     async def _reserve(self, chunk: Sequence[Item], model: EmbeddingModel) -> Reservation:
         per_item = model.prepared_nbytes + entry_nbytes(model.info)
         fetched_bytes = await self._sources.reserve_bytes([item.source for item in chunk])
         return await self._budget.reserve(fetched_bytes + len(chunk) * per_item)
 
-    async def _embed_chunk(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
-        """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved."""
+    async def _embed_chunk(
+        self, chunk: Sequence[Item], reservation: Reservation, run: "_Run"
+    ) -> "list[asyncio.Future[list[Receipt]]]":
+        """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved.
+
+        What it returns is done when the entries are confirmed.
+        """
+        confirmations: list[asyncio.Future[list[Receipt]]] = []
         try:
             payloads = await self._fetch(chunk, run)
             tickets = await self._prepare(payloads, run)
-            held = sum(ticket.prepared.nbytes + entry_nbytes(run.model.info) for ticket in tickets)
+            held = sum([ticket.prepared.nbytes for ticket in tickets]) + len(tickets) * entry_nbytes(run.model.info)
             call = self._batcher.submit(run.model, tickets)
             del payloads, tickets
             reservation.shrink(held)
-            confirmations = []
             try:
                 async for part in call:
-                    confirmations.append(run.ledger.settle((ticket.tag, outcome) for ticket, outcome in part))
-                    held -= sum(ticket.prepared.nbytes for ticket, _ in part)
+                    confirmation = run.ledger.settle([(ticket.tag, outcome) for ticket, outcome in part])
+                    if confirmation is not None:
+                        confirmations.append(confirmation)
+                    held -= sum([ticket.prepared.nbytes for ticket, _ in part])
                     del part
                     reservation.shrink(held)
             finally:
                 call.withdraw()
-            unconfirmed = [confirmation for confirmation in confirmations if confirmation is not None]
-            if unconfirmed:
-                await asyncio.wait(unconfirmed)
         except ShuttingDownError:
             raise
         except asyncio.CancelledError:
@@ -241,16 +257,17 @@ class Pipeline:
             raise _shutting_down() from None
         except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
             internal = self._internal(error)
-            run.ledger.settle((item, internal) for item in chunk)
+            run.ledger.settle([(item, internal) for item in chunk])
+        return confirmations
 
     async def _fetch(self, chunk: Sequence[Item], run: "_Run") -> list[tuple[Item, Payload]]:
         """What could be read; the rest has its error entries."""
-        if sum(not self._sources.at_hand(item.source) for item in chunk) > 1:
+        if len([item for item in chunk if not self._sources.at_hand(item.source)]) > 1:
             payloads = await asyncio.gather(*(self._read(item) for item in chunk))
         else:  # nothing to wait for at the same time
             payloads = [await self._read(item) for item in chunk]
         pairs = list(zip(chunk, payloads, strict=True))
-        run.ledger.settle((item, found) for item, found in pairs if isinstance(found, EmbeddingError))
+        run.ledger.settle([(item, found) for item, found in pairs if isinstance(found, EmbeddingError)])
         return [(item, found) for item, found in pairs if not isinstance(found, EmbeddingError)]
 
     async def _read(self, item: Item) -> Payload | EmbeddingError:

@@ -107,7 +107,7 @@ class Device:
         if formed is not None and formed.expired:
             late = ExpiredError("the task's `expires` passed while it waited for its batch")
             _deliver(formed.expired, [late] * len(formed.expired))
-        if not len(self._queue):
+        if self._queue.is_empty:
             self._arrived.clear()
         if formed is None or not formed.batch:
             return False

@@ -90,6 +90,11 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(len(flow.waiting) for flow in self._ring.values())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return not self._ring
+
     def put(self, lane: str, limits: BatchLimits, waiting: Iterable[Waiting]) -> None:
         """Tickets of one model, behind those of the same task that wait already."""
         place = self._lanes.get(lane)

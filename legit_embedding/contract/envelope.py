@@ -13,6 +13,8 @@ from legit_embedding.contract.names import Names
 from legit_embedding.errors import InvalidEnvelopeError
 from legit_embedding.values import Envelope, Item, Options, RejectedItem, TaskKind
 
+DEFAULT_OPTIONS = Options()
+
 
 def parse_envelope(
     args: Sequence[Any], kwargs: Mapping[str, Any], *, kind: TaskKind, names: Names, max_items: int
@@ -74,7 +76,10 @@ def _parse_items(fields: Fields, *, kind: TaskKind, names: Names, max_items: int
     if items is None:
         given = _spell_out(given, fields.sequence("ids"), names)
     return tuple(
-        parse_item(index, item, kind=kind, names=names, where=f"{called}[{index}]") for index, item in enumerate(given)
+        [
+            parse_item(index, item, kind=kind, names=names, where=f"{called}[{index}]")
+            for index, item in enumerate(given)
+        ]
     )
 
 
@@ -91,7 +96,10 @@ def _spell_out(texts: Sequence[Any], ids: Sequence[Any] | None, names: Names) ->
 
 
 def _parse_options(envelope: Fields, names: Names) -> Options:
-    fields = Fields(envelope.object("options"), names.envelope, prefix=f"{names.envelope['options']}.")
+    given = envelope.object("options")
+    if not given:
+        return DEFAULT_OPTIONS
+    fields = Fields(given, names.envelope, prefix=f"{names.envelope['options']}.")
     return Options(
         dimensions=fields.positive("dimensions"),
         normalize=fields.flag("normalize"),

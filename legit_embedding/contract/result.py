@@ -4,9 +4,9 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, time
-from typing import Any
+from typing import Any, NamedTuple
 
 from legit_embedding.contract.names import Names
 from legit_embedding.encoding import ENCODING, decode_embedding, encode_embedding
@@ -28,8 +28,7 @@ VERSION = "1"
 MAX_ERROR_CHARS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class EntryTemplate:
+class EntryTemplate(NamedTuple):  # three for each task: a frozen dataclass takes three times as long to make
     """What all entries of a task share, already under its deployed names; made once a task, filled once an item."""
 
     names: Mapping[str, str]
@@ -40,45 +39,45 @@ class EntryTemplate:
     @classmethod
     def create(cls, names: Names, delivery: Delivery, *, worker: str, modality: str) -> "EntryTemplate":
         """For a task of which only its delivery is known."""
+        called = names.result
         constant = {
-            names.result["v"]: VERSION,
-            names.result["task_id"]: delivery.task_id,
-            names.result["batch_id"]: delivery.task_id,
-            names.result["attempt"]: str(delivery.attempt),
-            names.result["modality"]: modality,
-            names.result["worker"]: worker,
+            called["v"]: VERSION,
+            called["task_id"]: delivery.task_id,
+            called["batch_id"]: delivery.task_id,
+            called["attempt"]: str(delivery.attempt),
+            called["modality"]: modality,
+            called["worker"]: worker,
         }
-        return cls(names=names.result, constant=constant, metadata={}, metadata_json="")
+        return cls(names=called, constant=constant, metadata={}, metadata_json="")
 
-    def with_envelope(self, envelope: Envelope) -> "EntryTemplate":
-        """With what the envelope says of all its items."""
-        known = {
-            "batch_id": envelope.batch_id,
-            "count": str(len(envelope.items)),
-            "source": envelope.source,
-            "model": envelope.model,
-        }
-        return replace(
-            self,
-            constant={**self.constant, **self._deployed(known)},
-            metadata=envelope.metadata,
-            metadata_json=_compact(envelope.metadata),
-        )
+    def with_envelope(self, envelope: Envelope, *, declared: str | None = None) -> "EntryTemplate":
+        """With what the envelope says of all its items.
 
-    def with_declared_model(self, key: str) -> "EntryTemplate":
-        """With the model that is to compute them, where it is not loaded yet."""
-        return replace(self, constant={**self.constant, **self._deployed({"model": key})})
+        `declared` is the key of the model that is to compute them; None: only what the envelope calls it is known.
+        """
+        called = self.names
+        constant = {**self.constant, called["count"]: str(len(envelope.items))}
+        if envelope.batch_id:
+            constant[called["batch_id"]] = envelope.batch_id
+        if envelope.source:
+            constant[called["source"]] = envelope.source
+        model = declared or envelope.model
+        if model:
+            constant[called["model"]] = model
+        return EntryTemplate(called, constant, envelope.metadata, _compact(envelope.metadata))
 
     def with_model(self, info: ModelInfo, fingerprint: str) -> "EntryTemplate":
         """With the model that computes them."""
-        known = {
-            "model": info.name,
-            "modality": info.modality,
-            "fingerprint": fingerprint,
-            "dtype": info.dtype,
-            "encoding": ENCODING,
+        called = self.names
+        constant = {
+            **self.constant,
+            called["model"]: info.name,
+            called["modality"]: info.modality,
+            called["fingerprint"]: fingerprint,
+            called["dtype"]: info.dtype,
+            called["encoding"]: ENCODING,
         }
-        return replace(self, constant={**self.constant, **self._deployed(known)})
+        return EntryTemplate(called, constant, self.metadata, self.metadata_json)
 
     def entry(self, item: Item | RejectedItem, outcome: Outcome, *, at_ms: int) -> dict[str, str]:
         """The fields of one item's entry: its vector, or its error."""
@@ -112,9 +111,6 @@ class EntryTemplate:
         fields[self.names["status"]] = "error"
         fields[self.names["error_type"]] = error.code
         fields[self.names["error"]] = _readable(error)
-
-    def _deployed(self, known: Mapping[str, str | None]) -> dict[str, str]:
-        return {self.names[name]: value for name, value in known.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 from legit_embedding.clock import Clock
 from legit_embedding.publish.hold import Hold
@@ -15,6 +16,9 @@ from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
 
 logger = logging.getLogger(__name__)
+
+ROUTES_KEPT = 4096
+"""Of names that came last: many tasks name one stream."""
 
 
 class Dispatcher:
@@ -37,6 +41,7 @@ class Dispatcher:
         reporter: Reporter,
     ) -> None:
         self._rules = rules
+        self._route = lru_cache(ROUTES_KEPT)(partial(route, rules=rules))
         self._routing = routing
         self._rejected_field = rejected_field
         self._ready = ready
@@ -62,7 +67,7 @@ class Dispatcher:
         if not self.is_open:
             self._waiting.append((reply_to, entries))
             return
-        chosen = route(reply_to, rules=self._rules, enabled=self._routing.enabled)
+        chosen = self._route(reply_to, enabled=self._routing.enabled)
         if chosen.rejected is not None:
             self._reject(chosen.rejected, entries)
             return

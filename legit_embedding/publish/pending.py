@@ -66,12 +66,15 @@ ENTRY_OVERHEAD_BYTES = 256
 
 def held_nbytes(fields: Sequence[bytes]) -> int:
     """About what an entry of these fields holds in memory; the bytes alone would be a sixth of it for a short one."""
-    return ENTRY_OVERHEAD_BYTES + sum(len(part) + PART_OVERHEAD_BYTES for part in fields)
+    return ENTRY_OVERHEAD_BYTES + PART_OVERHEAD_BYTES * len(fields) + sum(map(len, fields))
 
 
 def encode_fields(fields: Mapping[str, str]) -> tuple[bytes, ...]:
     """Names and values in turn, UTF-8; what has no UTF-8 (a lone surrogate of JSON) is written as its escape."""
-    return tuple(_encode(part) for pair in fields.items() for part in pair)
+    try:
+        return tuple([part.encode() for pair in fields.items() for part in pair])
+    except UnicodeEncodeError:
+        return tuple(_encode(part) for pair in fields.items() for part in pair)
 
 
 def _encode(text: str) -> bytes:
