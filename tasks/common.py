@@ -11,15 +11,11 @@ from celery.exceptions import Reject
 from legit_embedding import runtime
 from legit_embedding.application import app
 from legit_embedding.config import settings
-from legit_embedding.contract import Names, summary_object
+from legit_embedding.contract import Names, TaskResult
 from legit_embedding.errors import ShuttingDownError
 from legit_embedding.values import Delivery, TaskKind
 
 Body = Callable[..., Any]
-
-SHOWN_CHARS = 64
-"""Of a task's result, in Celery's line in the log and in its event: how many items, and of which batch. Celery makes
-that text for each task, whoever reads it; all of it would take twice as long."""
 
 
 def register(canonical: str, *, kind: TaskKind) -> Callable[[Body], Body]:
@@ -30,19 +26,13 @@ def register(canonical: str, *, kind: TaskKind) -> Callable[[Body], Body]:
 
     def decorate(body: Body) -> Body:
         for name in Names.load(settings().contract).tasks[canonical]:
-            app.task(
-                name=name,
-                bind=True,
-                kind=kind,
-                Request="legit_embedding.request:EmbeddingRequest",
-                resultrepr_maxsize=SHOWN_CHARS,
-            )(body)
+            app.task(name=name, bind=True, kind=kind, Request="legit_embedding.request:EmbeddingRequest")(body)
         return body
 
     return decorate
 
 
-async def embed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+async def embed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskResult:
     """Parse, embed, publish; returns once every entry is confirmed.
 
     Raises:
@@ -54,7 +44,7 @@ async def embed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
         summary = await pipeline.run(args, kwargs, kind=task.kind, delivery=delivery_of(task.request))
     except ShuttingDownError as error:
         raise Reject(str(error), requeue=True) from error
-    return summary_object(summary)
+    return TaskResult(summary)
 
 
 def delivery_of(request: Context) -> Delivery:

@@ -2,7 +2,7 @@
 
 from legit_embedding.contract.envelope import parse_envelope, salvage_reply_to
 from legit_embedding.contract.names import EMBED_IMAGES, EMBED_TEXTS, PREPARE_IMAGES, Names
-from legit_embedding.contract.result import EntryTemplate, ResultEntry, dead_letter, parse_entry, summary_object
+from legit_embedding.contract.result import EntryTemplate, ResultEntry, TaskResult, dead_letter, parse_entry
 
 __all__ = [
     "EMBED_IMAGES",
@@ -11,9 +11,9 @@ __all__ = [
     "EntryTemplate",
     "Names",
     "ResultEntry",
+    "TaskResult",
     "dead_letter",
     "parse_entry",
     "parse_envelope",
     "salvage_reply_to",
-    "summary_object",
 ]

@@ -4,7 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, time
 from typing import Any, NamedTuple
 
@@ -181,17 +181,29 @@ def dead_letter(
     }
 
 
-def summary_object(summary: Summary) -> dict[str, Any]:
-    """What a task returns to a Celery result backend. First what a line in the log, which is cut, should show."""
-    return {
-        "ok": summary.ok,
-        "errors": summary.errors,
-        "count": summary.count,
-        "batch_id": summary.batch_id,
-        "stream": summary.stream,
-        "first_entry": summary.first_entry,
-        "last_entry": summary.last_entry,
-    }
+class TaskResult:
+    """What a task returns: in a result backend, and to the next task of a chain, an object of plain JSON.
+
+    Celery makes a text of it for its log and its events, whoever reads them: what this says of itself takes a tenth of
+    the time that the whole object would.
+    """
+
+    __slots__ = ("_summary",)
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+
+    def __json__(self) -> dict[str, Any]:
+        """For kombu's JSON."""
+        return asdict(self._summary)
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """For pickle: who reads it need not have this package."""
+        return dict, (self.__json__(),)
+
+    def __repr__(self) -> str:
+        summary = self._summary
+        return f"{summary.ok} of {summary.count} ok, batch {summary.batch_id}, on {summary.stream}"
 
 
 def _readable(error: EmbeddingError) -> str:

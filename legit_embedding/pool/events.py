@@ -59,8 +59,8 @@ def writes_json(serializer: str) -> bool:
         return False
 
 
-_Shape: TypeAlias = tuple[str, list[str], str]
-"""A group, its buffer, and the template of its events of one type with the same fields."""
+_Shape: TypeAlias = tuple[list[str], str]
+"""The buffer of a group, and the template of its events of one type with the same fields."""
 
 
 class EventDispatcher(dispatcher.EventDispatcher):
@@ -90,14 +90,12 @@ class EventDispatcher(dispatcher.EventDispatcher):
         Event: Any = make_event,  # noqa: N803  as above
         **fields: Any,
     ) -> Any:
-        if not self.enabled:
-            return None
+        if not self.enabled or (self.groups and group_from(type) not in self.groups):
+            return None  # the second without -E, for each event of each task
         shape = self._shapes.get((type, *fields))
         if shape is None or utcoffset is not offset_to_utc or Event is not make_event:
             return self._send_odd(type, blind, utcoffset, retry, retry_policy, Event, fields)
-        group, buffer, template = shape
-        if self.groups and group not in self.groups:
-            return None
+        buffer, template = shape
         try:
             values = [WRITERS[value.__class__](value) for value in fields.values()]
         except (TypeError, ValueError):  # no JSON
@@ -110,11 +108,9 @@ class EventDispatcher(dispatcher.EventDispatcher):
     ) -> Any:
         group = group_from(kind)
         if group in self._own_groups:
-            if self.groups and group not in self.groups:
-                return None
             buffer = self._buffers.setdefault(group, [])
             if utcoffset is offset_to_utc and make is make_event and CONSTANT.isdisjoint(fields):
-                self._learn(group, buffer, kind, fields)
+                self._learn(buffer, kind, fields)
                 return self.send(kind, **fields)
             with suppress(TypeError, ValueError):  # no JSON, or a field given twice: Celery's way to fail is well known
                 event = make(
@@ -129,7 +125,7 @@ class EventDispatcher(dispatcher.EventDispatcher):
                 return None
         return super().send(kind, blind, utcoffset, retry, retry_policy, make, **fields)
 
-    def _learn(self, group: str, buffer: list[str], kind: str, names: Iterable[str]) -> None:
+    def _learn(self, buffer: list[str], kind: str, names: Iterable[str]) -> None:
         """For events of that type with those fields."""
         start = dumps({"hostname": self.hostname, "utcoffset": self._offset, "pid": self.pid})[:-1]
         start, end, *starts = (text.replace("%", "%%") for text in (start, dumps(kind), *map(dumps, names)))
@@ -137,7 +133,7 @@ class EventDispatcher(dispatcher.EventDispatcher):
         if len(self._shapes) >= MOST_SHAPES:
             self._shapes.clear()
         template = f'{start}, "clock": %d, {values}"timestamp": %r, "type": {end}}}'
-        self._shapes[kind, *names] = (group, buffer, template)
+        self._shapes[kind, *names] = (buffer, template)
 
     def _buffer(self, buffer: list[str], text: str) -> None:
         buffer.append(text)

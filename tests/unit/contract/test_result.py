@@ -2,18 +2,21 @@
 
 import base64
 import json
+import pickle
 import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from celery.utils.saferepr import saferepr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from kombu.utils.json import dumps, loads
 
 from legit_embedding import errors
-from legit_embedding.contract import EntryTemplate, Names, parse_entry, summary_object
+from legit_embedding.contract import EntryTemplate, Names, TaskResult, parse_entry
 from legit_embedding.errors import ERROR_TYPES, EmbeddingError, InternalError, InvalidItemError, UndecodableError
 from legit_embedding.values import BatchLimits, Delivery, Envelope, Item, ModelInfo, RejectedItem, Summary, TextSource
 
@@ -177,11 +180,24 @@ def test_a_field_that_an_entry_lacks_is_none():
     )
 
 
-def test_a_summary_has_the_fields_of_the_contract():
-    summary = Summary(batch_id="b", stream="s", count=3, ok=2, errors=1, first_entry="1-0", last_entry=None)
-    assert json.loads(json.dumps(summary_object(summary))) == {
+SUMMARY = Summary(batch_id="b", stream="s", count=3, ok=2, errors=1, first_entry="1-0", last_entry=None)
+
+
+@pytest.mark.parametrize(
+    "travel",
+    [lambda result: loads(dumps(result)), lambda result: pickle.loads(pickle.dumps(result))],
+    ids=["json", "pickle"],
+)
+def test_a_result_arrives_as_a_plain_object_with_the_fields_of_the_contract(travel):
+    arrived = travel(TaskResult(SUMMARY))
+    assert type(arrived) is dict
+    assert arrived == {
         "batch_id": "b", "stream": "s", "count": 3, "ok": 2, "errors": 1, "first_entry": "1-0", "last_entry": None,
     }  # fmt: skip
+
+
+def test_a_result_is_shown_in_a_few_words():
+    assert saferepr(TaskResult(SUMMARY), 1024) == "2 of 3 ok, batch b, on s"
 
 
 # -- any entry ---------------------------------------------------------------------------------------------------------
