@@ -1,6 +1,6 @@
 """The whole worker on tasks of one text each, with a model that takes no time: task in, entry out, acknowledged.
 
-    python -m benchmarks.items [--items 20000] [--rounds 3] [--rtt-ms 20] [--transports legit] [--concurrency 256]
+    python -m benchmarks.items [--items 20000] [--rounds 3] [--rtt-ms 20] [--transports legit] [--concurrency 512]
         [--log-level WARNING]
 
 Each run starts the real worker, warms it up, then hands it all its tasks at once, and ends when the last one is
@@ -28,6 +28,7 @@ from benchmarks.instant import declared
 from benchmarks.queues import ASIDE, copies, message, waiting
 from benchmarks.workers import ROOT, TRANSPORTS, RunFailedError, await_done, cpu_seconds, lay
 from benchmarks.workload import STREAM, sentence
+from legit_embedding.config import Settings
 from legit_embedding.testing.server import HOST, EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
 
@@ -134,7 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rtt-ms", default="20", type=lambda text: [float(part) for part in text.split(",")])
     parser.add_argument("--transports", default=["legit"], type=named(TRANSPORTS))
-    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=Settings.model_fields["concurrency"].default)
     parser.add_argument("--log-level", default="WARNING", help="INFO has two lines a task")
     arguments = parser.parse_args()
     console = Console()

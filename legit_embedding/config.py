@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         unit="s", ge=5,
     )  # fmt: skip
     concurrency: int = _setting(
-        256, "tasks in flight; batching needs them, so this is not the CPU count", unit="tasks", gt=0
+        512, "tasks in flight; batching and distant servers need them, so this is not the CPU count", unit="tasks", gt=0
     )
 
     # the wire

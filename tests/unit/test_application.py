@@ -81,4 +81,4 @@ def test_the_three_tasks_have_their_old_names_and_queues():
 
 
 def test_concurrency_does_not_follow_the_cpu_count():
-    assert application.app.conf.worker_concurrency == 256
+    assert application.app.conf.worker_concurrency == 512

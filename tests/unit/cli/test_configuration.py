@@ -33,7 +33,7 @@ def described():
 def test_every_setting_is_one_json_object_a_line():
     lines = described()
     assert lines.keys() == set(map(variable_name, Settings.model_fields))
-    assert lines["LEGIT_CONCURRENCY"]["value"] == "256"
+    assert lines["LEGIT_CONCURRENCY"]["value"] == "512"
     assert lines["LEGIT_CONCURRENCY"]["unit"] == "tasks"
     assert lines["LEGIT_CONCURRENCY"]["origin"] == "default"
 
