@@ -70,7 +70,7 @@ class Combination:
     @property
     def pipelined(self) -> bool:
         """Whether the distance does not count."""
-        return self.transport != "kombu" and self.pool.name == "legit_async"
+        return (self.transport != "kombu" or self.broker == "rabbitmq") and self.pool.name == "legit_async"
 
     @property
     def expected_per_s(self) -> float:
@@ -156,11 +156,10 @@ def combinations(arguments: argparse.Namespace) -> list[Combination]:
     for broker in arguments.brokers:
         of_redis = broker == "redis"
         pools = arguments.pools if of_redis else [each for each in POOLS if each.name == POOL_OF_RABBIT]
-        transports = arguments.transports if of_redis else ["amqp"]
         events = (False, True) if arguments.events else (False,)
         found.extend(
             Combination(broker, pool, transport, rtt_ms, with_events)
-            for transport, pool, rtt_ms, with_events in product(transports, pools, arguments.rtt_ms, events)
+            for transport, pool, rtt_ms, with_events in product(arguments.transports, pools, arguments.rtt_ms, events)
         )
     return found
 
@@ -257,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rtt-ms", default="0,5,20", type=lambda text: [float(part) for part in text.split(",")])
     parser.add_argument("--pools", default="solo,legit_async", help="of benchmarks.pools")
-    parser.add_argument("--transports", default=list(TRANSPORTS), type=named(TRANSPORTS), help="to Redis")
+    parser.add_argument("--transports", default=list(TRANSPORTS), type=named(TRANSPORTS))
     parser.add_argument("--brokers", default=["redis"], type=named(BROKERS))
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--tasks", type=int, help="a run; as many as take about four seconds")

@@ -3,7 +3,7 @@
 Their arguments only make the message longer. The environment says where they come from.
 
 `BENCHMARK_BROKER_URL` is the broker, `BENCHMARK_RESULT_URL` where results are stored, unset: nowhere.
-`BENCHMARK_TRANSPORT` is `legit` where our transport is to talk to Redis.
+`BENCHMARK_TRANSPORT` is `legit` where our transport is to talk to the broker.
 `BENCHMARK_EVENTS` is the class that sends events: else ours, and Celery's own beside kombu's transport.
 `BENCHMARK_TASK_CLASS` is the class of the tasks, for pools that bring async tasks of their own.
 """

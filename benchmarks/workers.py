@@ -16,7 +16,7 @@ from legit_embedding.testing.worker import WorkerProcess
 ROOT = Path(__file__).parent.parent
 UNAWAITED = "was never awaited"  # a pool that takes a coroutine for a result would look fast
 TRANSPORTS = ("kombu", "legit")
-"""To Redis: `BENCHMARK_TRANSPORT` of `benchmarks.null_tasks`."""
+"""To the broker: `BENCHMARK_TRANSPORT` of `benchmarks.null_tasks`."""
 
 BOUND_S = 600.0
 LOOK_S, LONGEST_LOOK_S = 0.005, 1.0

@@ -1,7 +1,5 @@
 """A channel's messages and its quality of service: kombu's, told to the server by way of the channel's consumer."""
 
-import contextlib
-import json
 import logging
 from typing import Any
 
@@ -10,13 +8,10 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 from redis import exceptions
 
+from legit_embedding.broker.bodies import OTHER, plain_json
 from legit_embedding.broker.settling import BACK, FRONT, Return
 
 logger = logging.getLogger(__name__)
-
-JSON = "application/json"
-LARGE_CHARS = 1 << 20
-"""Of a body for which a look for kombu's mark of a Python object would cost more than it saves."""
 
 DELIVERY_COUNT = "x-delivery-count"
 """The header of quorum queues: how often a message was given back before."""
@@ -36,15 +31,8 @@ class Message(virtual.Message):
             mark_redelivered(payload)
 
     def _decode(self) -> Any:
-        """As kombu's, which makes a new decoder for each body, with a call back to Python for each object."""
-        body = self.body
-        trusted = self.accept is None or self.content_type in self.accept
-        if trusted and self.content_type == JSON and isinstance(body, str | bytes) and len(body) < LARGE_CHARS:
-            text = body if isinstance(body, str) else body.decode()
-            if '"__type__"' not in text:
-                with contextlib.suppress(ValueError):  # kombu's own error then
-                    return json.loads(text)
-        return super()._decode()
+        found = plain_json(self)
+        return super()._decode() if found is OTHER else found
 
 
 def mark_redelivered(payload: Any) -> None:

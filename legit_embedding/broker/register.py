@@ -1,4 +1,4 @@
-"""Makes kombu take this transport for Redis URLs.
+"""Makes kombu take these transports for Redis' and AMQP's URLs.
 
 By the scheme's alias: `Connection.switch`, which goes from one of several URLs to the next, looks there again, and
 would fall back to the stock transport if an app named ours by its path.
@@ -12,6 +12,9 @@ ALIASES = {
     "redis": "legit_embedding.broker.transport:Transport",
     "rediss": "legit_embedding.broker.transport:Transport",
     "sentinel": "legit_embedding.broker.transport:SentinelTransport",
+    "amqp": "legit_embedding.broker.amqp:Transport",
+    "amqps": "legit_embedding.broker.amqp:SSLTransport",
+    "pyamqp": "legit_embedding.broker.amqp:Transport",
 }
 
 _stock = {scheme: transport.TRANSPORT_ALIASES[scheme] for scheme in ALIASES}

@@ -58,7 +58,7 @@ class RabbitBroker:
     """Debian's server as a process of ours, or the one that LEGIT_TEST_AMQP_URL names."""
 
     name = "rabbitmq"
-    transport = "kombu"
+    transport = "legit"
     redis = False
 
     def __init__(self):

@@ -14,13 +14,14 @@ PATIENCE_S = 20
 class Rig:
     """Consumes queues of `url`; what comes is in `bodies`, and acknowledged where `acks` says so."""
 
-    def __init__(self, url, *, queues=("work",), prefetch=10, acks=True, **options):
+    def __init__(self, url, *, queues=("work",), prefetch=10, acks=True, ssl=None, **options):
         self.bodies = []
         self.messages = []
         self._acks = acks
         self._queues = [Queue(name, name, routing_key=name) for name in queues]
         self._prefetch = prefetch
-        self.connection = Connection(url, transport_options={"lease_s": 5, **options})
+        lease = {} if url.startswith("amqp") else {"lease_s": 5}
+        self.connection = Connection(url, ssl=ssl, transport_options={**lease, **options})
         self.hub = None
 
     def open(self):
@@ -52,7 +53,7 @@ class Rig:
     def turn_until(self, condition, *, reopen=False):
         deadline_s = time.monotonic() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < deadline_s, f"not in time; {self.channel.consumer!r}, {len(self.bodies)} came"
+            assert time.monotonic() < deadline_s, f"not in time; {self.channel!r}, {len(self.bodies)} came"
             try:
                 self.turn()
             except self.connection.connection_errors:
@@ -85,7 +86,8 @@ def rig(url, **options):
 
 def send(url, bodies, *, queue="work", **options):
     """By stock kombu, as any producer does."""
-    with Connection(url, transport="kombu.transport.redis:Transport") as connection:
+    stock = "pyamqp" if url.startswith("amqp") else "redis"
+    with Connection(url, transport=f"kombu.transport.{stock}:Transport") as connection:
         producer = connection.Producer()
         declared = Queue(queue, queue, routing_key=queue)
         for body in bodies:

@@ -11,7 +11,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.transport import virtual
 from redis import exceptions
 
-from legit_embedding.broker import qos as module
+from legit_embedding.broker import bodies
 from legit_embedding.broker.holdings import Holdings, Taken
 from legit_embedding.broker.qos import DELIVERY_COUNT, Message, QoS
 from legit_embedding.broker.settling import BACK, FRONT
@@ -154,7 +154,7 @@ TYPED = '{"at": {"__type__": "datetime", "__value__": "2024-05-06T07:08:09"}}'
 @pytest.mark.parametrize("large", [False, True])
 def test_a_body_is_decoded_as_kombu_does_it(channel, monkeypatch, body, large):
     if large:
-        monkeypatch.setattr(module, "LARGE_CHARS", 0)
+        monkeypatch.setattr(bodies, "LARGE_CHARS", 0)
     payload = payload_of(body)
     assert Message(payload, channel=channel).decode() == virtual.Message(payload, channel=channel).decode()
 

@@ -8,6 +8,7 @@ from kombu.transport import memory
 from kombu.transport import redis as stock
 
 from legit_embedding import broker
+from legit_embedding.broker import amqp
 from legit_embedding.broker.transport import SentinelTransport, Transport
 
 OURS = {
@@ -15,6 +16,9 @@ OURS = {
     "rediss://localhost:1/0": Transport,
     "redis+socket:///nowhere.sock": Transport,
     "sentinel://localhost:1/0": SentinelTransport,
+    "amqp://localhost:1//": amqp.Transport,
+    "pyamqp://localhost:1//": amqp.Transport,
+    "amqps://localhost:1//": amqp.SSLTransport,
 }
 
 
@@ -33,14 +37,14 @@ def class_for(url):
 
 
 @pytest.mark.parametrize("url", OURS)
-def test_once_installed_every_redis_url_is_ours(url):
+def test_once_installed_every_url_of_redis_or_amqp_is_ours(url):
     broker.install()
     assert class_for(url) is OURS[url]
 
 
 @pytest.mark.parametrize("url", OURS)
 def test_it_is_installed_although_kombu_has_looked_before(url):
-    assert class_for(url).__module__ == stock.__name__
+    assert class_for(url).__module__.startswith("kombu.transport.")
     broker.install()
     assert class_for(url) is OURS[url]
 
@@ -76,6 +80,7 @@ def test_a_switch_to_the_next_of_several_urls_stays_with_us():
         (True, "redis://localhost:1/0", True),
         (True, "sentinel://localhost:1/0", True),
         (True, "memory://", False),
+        (True, "amqp://localhost:1//", False),
         (False, "redis://localhost:1/0", False),
     ],
 )
