@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         3600, "Redis brokers: when an unacknowledged message goes back to its queue", unit="s", gt=0
     )
     broker_transport: Literal["legit", "kombu"] = _setting(
-        "legit", "how Redis brokers are talked to: many messages a round trip, or as kombu does, one message at a time"
+        "legit", "how the broker is talked to: many messages at once, or as kombu does, one message at a time"
     )
     lease_s: float = _setting(
         30.0, "Redis brokers, transport 'legit': how long after its death a worker's messages are back in their queues",
