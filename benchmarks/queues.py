@@ -126,6 +126,8 @@ class RabbitBroker:
         self._queues, self._begun = queues, [WARM_UP]
         for queue in (WARM_UP, *queues):
             self._channel.queue_delete(queue)
+            # Not left to the producer, which declares a queue once, in the first run, and never again.
+            self._app.amqp.queues[queue].bind(self._channel).declare()
         # It goes over the line twice: in the body, and in a header for people; the rest of a message is as long again.
         text = "x" * (self._nbytes // 3)
         with self._app.producer_or_acquire() as producer:
