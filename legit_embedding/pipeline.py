@@ -41,7 +41,6 @@ from legit_embedding.values import (
     ModelInfo,
     Options,
     Payload,
-    Receipt,
     RejectedItem,
     ShmSource,
     Summary,
@@ -193,7 +192,7 @@ class Pipeline:
                     await window.acquire()
                     await self._publisher.wait_for_room()
                     reservation = await self._reserve(chunk, run.model)
-                    task = group.create_task(self._embed_with_others(chunk, reservation, run), name="legit-chunk")
+                    task = group.create_task(self._embed_chunk(chunk, reservation, run), name="legit-chunk")
                     # By callback, because a task cancelled before its first step runs none of its own lines.
                     task.add_done_callback(partial(_give_back, reservation, window))
         except ExceptionGroup as group:
@@ -206,30 +205,17 @@ class Pipeline:
         await self._publisher.wait_for_room()
         reservation = await self._reserve(chunk, run.model)
         try:
-            for confirmation in await self._embed_chunk(chunk, reservation, run):
-                await confirmation
+            await self._embed_chunk(chunk, reservation, run)
         finally:
             reservation.release()
-
-    async def _embed_with_others(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
-        """As one of a window: where it is cancelled for another's sake, the ledger still waits for its entries."""
-        unconfirmed = await self._embed_chunk(chunk, reservation, run)
-        if unconfirmed:
-            await asyncio.wait(unconfirmed)
 
     async def _reserve(self, chunk: Sequence[Item], model: EmbeddingModel) -> Reservation:
         per_item = model.prepared_nbytes + entry_nbytes(model.info)
         fetched_bytes = await self._sources.reserve_bytes([item.source for item in chunk])
         return await self._budget.reserve(fetched_bytes + len(chunk) * per_item)
 
-    async def _embed_chunk(
-        self, chunk: Sequence[Item], reservation: Reservation, run: "_Run"
-    ) -> "list[asyncio.Future[list[Receipt]]]":
-        """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved.
-
-        What it returns is done when the entries are confirmed.
-        """
-        confirmations: list[asyncio.Future[list[Receipt]]] = []
+    async def _embed_chunk(self, chunk: Sequence[Item], reservation: Reservation, run: "_Run") -> None:
+        """Fetch, prepare, batch and compute, publish; each name ends with its use: no more is held than is reserved."""
         try:
             payloads = await self._fetch(chunk, run)
             tickets = await self._prepare(payloads, run)
@@ -237,6 +223,7 @@ class Pipeline:
             call = self._batcher.submit(run.model, tickets)
             del payloads, tickets
             reservation.shrink(held)
+            confirmations = []
             try:
                 async for part in call:
                     confirmation = run.ledger.settle([(ticket.tag, outcome) for ticket, outcome in part])
@@ -247,6 +234,8 @@ class Pipeline:
                     reservation.shrink(held)
             finally:
                 call.withdraw()
+            for confirmation in confirmations:
+                await until_done(confirmation)
         except ShuttingDownError:
             raise
         except asyncio.CancelledError:
@@ -258,7 +247,6 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001  a bug of ours must not cost the producer its answer
             internal = self._internal(error)
             run.ledger.settle([(item, internal) for item in chunk])
-        return confirmations
 
     async def _fetch(self, chunk: Sequence[Item], run: "_Run") -> list[tuple[Item, Payload]]:
         """What could be read; the rest has its error entries."""
@@ -355,6 +343,20 @@ def _shutting_down() -> ShuttingDownError:
 def _give_back(reservation: Reservation, window: asyncio.Semaphore, _: "asyncio.Task[None]") -> None:
     reservation.release()
     window.release()
+
+
+async def until_done(future: "asyncio.Future[Any]") -> None:
+    """As `asyncio.wait` for one, in a third of the time: a waiter that is cancelled leaves the future to others."""
+    if future.done():
+        return
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(partial(_wake, waiter))
+    await waiter
+
+
+def _wake(waiter: "asyncio.Future[None]", _: "asyncio.Future[Any]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def modality_of(kind: TaskKind) -> str:

@@ -3,8 +3,8 @@
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, time
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ from legit_embedding.values import (
 
 VERSION = "1"
 MAX_ERROR_CHARS = 1000
+MOST_SHOWN_CHARS = 64
+"""Of a name that a producer chose, in the log's line of a task."""
+
+SUMMARY_FIELDS = tuple(Summary.__dataclass_fields__)
 
 
 class EntryTemplate(NamedTuple):  # three for each task: a frozen dataclass takes three times as long to make
@@ -181,7 +185,7 @@ def dead_letter(
     }
 
 
-class TaskResult:
+class TaskResult(Mapping[str, Any]):
     """What a task returns: in a result backend, and to the next task of a chain, an object of plain JSON.
 
     Celery makes a text of it for its log and its events, whoever reads them: what this says of itself takes a tenth of
@@ -193,17 +197,29 @@ class TaskResult:
     def __init__(self, summary: Summary) -> None:
         self._summary = summary
 
+    def __getitem__(self, name: str) -> Any:
+        if name not in SUMMARY_FIELDS:
+            raise KeyError(name)
+        return getattr(self._summary, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUMMARY_FIELDS)
+
+    def __len__(self) -> int:
+        return len(SUMMARY_FIELDS)
+
     def __json__(self) -> dict[str, Any]:
         """For kombu's JSON."""
-        return asdict(self._summary)
+        return dict(self)
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         """For pickle: who reads it need not have this package."""
-        return dict, (self.__json__(),)
+        return dict, (dict(self),)
 
     def __repr__(self) -> str:
         summary = self._summary
-        return f"{summary.ok} of {summary.count} ok, batch {summary.batch_id}, on {summary.stream}"
+        batch_id, stream = summary.batch_id[:MOST_SHOWN_CHARS], summary.stream[:MOST_SHOWN_CHARS]
+        return f"{summary.ok} of {summary.count} ok, batch {batch_id!r}, on {stream!r}"
 
 
 def _readable(error: EmbeddingError) -> str:

@@ -9,7 +9,7 @@ from legit_embedding.publish.hold import Hold
 from legit_embedding.publish.keyguard import KeyGuard, Verdicts
 from legit_embedding.publish.outcomes import Refused
 from legit_embedding.publish.pending import Entry
-from legit_embedding.publish.routing import RoutingRules, route
+from legit_embedding.publish.routing import MAX_NAME_BYTES, RoutingRules, route
 from legit_embedding.publish.switch import RoutingState
 from legit_embedding.publish.wire import Wire
 from legit_embedding.telemetry.metrics import Metrics
@@ -18,7 +18,7 @@ from legit_embedding.telemetry.reports import Reporter
 logger = logging.getLogger(__name__)
 
 ROUTES_KEPT = 4096
-"""Of names that came last: many tasks name one stream."""
+"""Of the names that came last, where they are not too long: many tasks name one stream."""
 
 
 class Dispatcher:
@@ -41,7 +41,8 @@ class Dispatcher:
         reporter: Reporter,
     ) -> None:
         self._rules = rules
-        self._route = lru_cache(ROUTES_KEPT)(partial(route, rules=rules))
+        self._route = partial(route, rules=rules)
+        self._known_route = lru_cache(ROUTES_KEPT)(self._route)
         self._routing = routing
         self._rejected_field = rejected_field
         self._ready = ready
@@ -67,7 +68,8 @@ class Dispatcher:
         if not self.is_open:
             self._waiting.append((reply_to, entries))
             return
-        chosen = self._route(reply_to, enabled=self._routing.enabled)
+        short = reply_to is None or len(reply_to) <= MAX_NAME_BYTES
+        chosen = (self._known_route if short else self._route)(reply_to, enabled=self._routing.enabled)
         if chosen.rejected is not None:
             self._reject(chosen.rejected, entries)
             return

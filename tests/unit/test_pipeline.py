@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from legit_embedding.errors import (
     ConfigurationError,
@@ -15,6 +16,7 @@ from legit_embedding.errors import (
 )
 from legit_embedding.ledger import SLICE_ENTRIES
 from legit_embedding.pipeline import entry_nbytes
+from legit_embedding.pool.bridge import Drive, await_
 from legit_embedding.testing.clock import settle, until
 from legit_embedding.testing.publisher import MemoryPublisher
 from legit_embedding.values import BatchLimits, Options
@@ -395,6 +397,27 @@ async def test_a_task_ends_only_when_every_entry_is_confirmed(make_rig):
         assert not task.done()
         rig.publisher.release(1)
         assert (await task).ok == 3
+
+
+async def test_a_soft_time_limit_while_entries_wait_for_their_confirmation_costs_no_outcome(make_rig):
+    """As the pool does it: what cancels the task becomes an exception of the body."""
+    async with make_rig() as rig:
+        rig.publisher.hold()
+
+        def translate(_):
+            task.uncancel()
+            return SoftTimeLimitExceeded()
+
+        async def run():
+            return await Drive(lambda: await_(rig.run({"texts": texts(2)})), translate=translate)
+
+        task = asyncio.create_task(run())
+        await written(rig, 2)
+        await settle()
+        task.cancel()
+        await settle()
+        rig.publisher.release()
+        assert (await task).ok == 2
 
 
 async def test_what_cannot_be_read_is_told_before_the_rest_is_computed(make_rig):

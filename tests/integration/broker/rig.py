@@ -14,12 +14,12 @@ PATIENCE_S = 20
 class Rig:
     """Consumes queues of `url`; what comes is in `bodies`, and acknowledged where `acks` says so."""
 
-    def __init__(self, url, *, queues=("work",), prefetch=10, acks=True, ssl=None, **options):
+    def __init__(self, url, *, queues=("work",), prefetch=10, apply_global=False, acks=True, ssl=None, **options):
         self.bodies = []
         self.messages = []
         self._acks = acks
         self._queues = [Queue(name, name, routing_key=name) for name in queues]
-        self._prefetch = prefetch
+        self._prefetch = prefetch, apply_global
         lease = {} if url.startswith("amqp") else {"lease_s": 5}
         self.connection = Connection(url, ssl=ssl, transport_options={**lease, **options})
         self.hub = None
@@ -29,7 +29,7 @@ class Rig:
         self.connection.ensure_connection(max_retries=20, interval_start=0.1, interval_max=0.5)
         self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
         self.channel = self.connection.default_channel
-        self.channel.basic_qos(0, self._prefetch, False)
+        self.channel.basic_qos(0, *self._prefetch)
         self.consumer = self.connection.Consumer(self._queues, channel=self.channel, on_message=self._on_message)
         self.consumer.consume()
         return self

@@ -5,7 +5,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import pytest
 from kombu import Connection
@@ -70,6 +72,44 @@ def test_a_call_that_waits_for_its_answer_gets_it_between_messages_that_have_bee
         consumer.turn_until(lambda: len(consumer.bodies) == len(NUMBERS))
         assert answers == [1, 1]
         assert sorted(consumer.bodies) == NUMBERS
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_messages_that_come_with_the_answer_to_a_call_do_not_wait_for_more_to_come(server, count):
+    """Nothing else does: none of them is acknowledged."""
+    send(server.url, NUMBERS[:count])
+    with rig(server.url, prefetch=50, acks=False) as consumer:
+        time.sleep(0.2)  # they are in the socket, or were read with the answer to `basic.consume`
+        consumer.turn_until(lambda: len(consumer.bodies) == count)
+
+
+def test_a_higher_prefetch_brings_its_messages_at_once(server):
+    send(server.url, NUMBERS[:4])
+    options = {"prefetch": 1, "apply_global": True, "acks": False}
+    with DelayProxy(server.port, rtt_ms=20) as proxy, rig(amqp_url(proxy.port), **options) as consumer:
+        consumer.turn_until(lambda: len(consumer.bodies) == 1)
+        consumer.channel.basic_qos(0, 4, True)
+        consumer.turn_until(lambda: len(consumer.bodies) == 4)
+
+
+def test_a_slow_consumer_of_small_messages_never_waits_for_the_poll(server):
+    """What has been read ahead when a turn's time is up."""
+    send(server.url, NUMBERS)
+    with rig(server.url, prefetch=len(NUMBERS), acks=False) as consumer:
+        inner = consumer.consumer.on_message
+        came_s = []
+
+        def work_for_half_a_millisecond(message):
+            inner(message)
+            came_s.append(time.monotonic())
+            while time.monotonic() < came_s[-1] + 0.0005:
+                pass
+
+        consumer.consumer.on_message = work_for_half_a_millisecond
+        consumer.hub.call_later(5, lambda: None)  # so long the loop would wait
+        while len(consumer.bodies) < len(NUMBERS):
+            consumer.hub.run_once()
+        assert max(later - one for one, later in pairwise(came_s)) < 1
 
 
 def test_what_was_not_acknowledged_when_the_line_broke_comes_again(server):

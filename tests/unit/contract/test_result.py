@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import uuid
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
@@ -197,7 +198,22 @@ def test_a_result_arrives_as_a_plain_object_with_the_fields_of_the_contract(trav
 
 
 def test_a_result_is_shown_in_a_few_words():
-    assert saferepr(TaskResult(SUMMARY), 1024) == "2 of 3 ok, batch b, on s"
+    assert saferepr(TaskResult(SUMMARY), 1024) == "2 of 3 ok, batch 'b', on 's'"
+
+
+def test_what_a_producer_chose_is_one_short_line_in_the_log():
+    shown = saferepr(TaskResult(replace(SUMMARY, batch_id="b\nforged" + "x" * 9999, stream="s\r" * 9999)), 1024)
+    assert len(shown.splitlines()) == 1
+    assert "forged" in shown
+    assert "on 's" in shown
+
+
+def test_who_gets_a_result_in_this_process_reads_it_like_an_object():
+    result = TaskResult(SUMMARY)
+    assert (result["ok"], result.get("nothing"), len(result)) == (2, None, 7)
+    assert dict(result) == loads(dumps(result))
+    with pytest.raises(KeyError):
+        result["__class__"]
 
 
 # -- any entry ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`Dispatcher` alone: from `reply_to` to a stream, and what happens where that may not be used."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
@@ -68,6 +69,21 @@ async def test_the_global_stream_needs_no_look_at_the_server(world):
         assert dispatching.ready == [("results", "a", None), ("results", "b", None)]
         await settle()
         assert world.server.sent == []
+
+
+async def test_names_that_are_too_long_are_not_kept(world):
+    """They are a producer's, of any length, and outside of the byte budget."""
+    async with Dispatching(world) as dispatching:
+        dispatching.dispatcher.open()
+        tracemalloc.start()
+        try:
+            for number in range(20):
+                dispatching.dispatcher.dispatch(f"{number}" + "x" * 1_000_000, [entry("a")])
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(dispatching.ready) == 20
+        assert held < 2_000_000
 
 
 async def test_a_stream_is_looked_at_once(world):
