@@ -1,6 +1,8 @@
 """The garbage collector's part in a worker: it looks less often, and not at what was there before the first task."""
 
+import asyncio
 import gc
+from contextvars import Context
 
 LEAST_THRESHOLD = 10_000
 """Of new containers, between two looks. Python's own 700 are those of ten tasks."""
@@ -13,6 +15,14 @@ the collector look at each task several times while it runs, which costs as much
 def default_threshold(concurrency: int) -> int:
     """New containers between two looks, for so many tasks in flight."""
     return max(LEAST_THRESHOLD, CONTAINERS_A_TASK * concurrency)
+
+
+LOOK_S = 5.0
+"""So often it looks whatever the threshold. Tasks that come and go leave no new containers on balance, only cycles of
+theirs do, and a few thousand may be all the memory there is where each holds an image."""
+
+YOUNG = 1
+"""Of the collector's generations, the one that holds what has been looked at once: tasks live about that long."""
 
 
 class Collector:
@@ -35,6 +45,18 @@ class Collector:
             gc.freeze()
             self._froze = True
         gc.set_threshold(max(self._threshold, before[0]), *before[1:])
+
+    def attend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the thread of `loop`: looks every few seconds, too, until it is stopped."""
+        if self._before is not None:
+            loop.call_later(LOOK_S, self._look, loop, context=Context())
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._before is None:
+            return
+        if gc.isenabled():  # else the app has turned it off meanwhile
+            gc.collect(YOUNG)
+        self.attend(loop)
 
     def stop(self) -> None:
         """Idempotent."""

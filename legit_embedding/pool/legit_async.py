@@ -138,6 +138,7 @@ class TaskPool(BasePool):
             self._close()
             raise
         self._collector.start()
+        self._loop.call(self._collector.attend, self._loop.loop)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Completions wake this hub from now on; called again after each lost connection."""

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from legit_embedding.pool.collector import Collector, default_threshold
+from legit_embedding.pool.collector import LOOK_S, Collector, default_threshold
 
 
 @pytest.fixture(autouse=True)
@@ -36,20 +36,12 @@ def test_what_was_there_is_not_looked_at_until_it_is_stopped():
 
 
 def test_cycles_that_were_left_before_are_freed_first():
-    class Cyclic:
-        freed = False
-
-        def __init__(self):
-            self.own = self
-
-        def __del__(self):
-            Cyclic.freed = True
-
+    freed = []
     gc.disable()
-    Cyclic()
+    Cyclic(freed)
     gc.enable()
     Collector(5000).start()
-    assert Cyclic.freed
+    assert freed
 
 
 def test_a_threshold_of_none_leaves_all_as_it_is():
@@ -84,6 +76,75 @@ def test_what_the_app_has_frozen_itself_stays_frozen():
     collector.start()
     collector.stop()
     assert gc.get_freeze_count() == frozen
+
+
+class Loop:
+    """Its timers, which a test fires."""
+
+    def __init__(self):
+        self.timers = []
+
+    def call_later(self, delay_s, callback, *arguments, context):
+        self.timers.append((delay_s, lambda: context.run(callback, *arguments)))
+
+    def fire(self):
+        ((delay_s, fire),) = self.timers
+        self.timers = []
+        fire()
+        return delay_s
+
+
+class Cyclic:
+    def __init__(self, freed):
+        self.own = self
+        self.freed = freed
+
+    def __del__(self):
+        self.freed.append(self)
+
+
+def test_a_cycle_is_freed_within_seconds_however_few_containers_are_new():
+    collector, loop, freed = Collector(1_000_000), Loop(), []
+    collector.start()
+    collector.attend(loop)
+    for _ in range(2):
+        Cyclic(freed)
+        assert not freed
+        assert loop.fire() == LOOK_S
+        assert len(freed) == 1
+        freed.clear()
+
+
+def test_while_the_app_has_turned_it_off_it_does_not_look():
+    collector, loop, freed = Collector(1_000_000), Loop(), []
+    collector.start()
+    collector.attend(loop)
+    gc.disable()
+    Cyclic(freed)
+    loop.fire()
+    assert not freed
+    gc.enable()
+    loop.fire()
+    assert freed
+
+
+def test_after_its_stop_it_looks_no_more():
+    collector, loop, freed = Collector(1_000_000), Loop(), []
+    collector.start()
+    collector.attend(loop)
+    collector.stop()
+    gc.set_threshold(1_000_000)
+    Cyclic(freed)
+    loop.fire()
+    assert not freed
+    assert loop.timers == []
+
+
+def test_one_that_is_not_to_look_does_not():
+    collector, loop = Collector(0), Loop()
+    collector.start()
+    collector.attend(loop)
+    assert loop.timers == []
 
 
 def test_a_second_start_and_stop_change_nothing():
