@@ -25,7 +25,8 @@ KINDS = 5
 """How many of the commonest types of what was found are told."""
 
 app = Celery("garbage_app", task_cls="legit_embedding.pool.task:AsyncTask", broker=URL, backend=URL)
-app.conf.update(task_acks_late=True, broker_connection_retry_on_startup=True)
+# Few threads: each makes a result backend of its own once, for which importlib leaves cycles of its entry points.
+app.conf.update(task_acks_late=True, broker_connection_retry_on_startup=True, legit_async_threads=2)
 
 
 class RefusedError(Exception):
