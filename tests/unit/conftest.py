@@ -18,7 +18,7 @@ from legit_embedding.models.registry import Registry
 from legit_embedding.pipeline import Pipeline
 from legit_embedding.sources import Sources
 from legit_embedding.telemetry.metrics import Metrics
-from legit_embedding.testing.clock import FakeClock
+from legit_embedding.testing.clock import FakeClock, until
 from legit_embedding.testing.model import FakeAdapter, FakeModel
 from legit_embedding.testing.publisher import MemoryPublisher
 from legit_embedding.testing.reports import NullReporter
@@ -130,6 +130,15 @@ class Rig:
         """What is on a stream, by place in the task."""
         found = [parse_entry(fields, names=self.names) for fields in self.publisher.streams[stream]]
         return {entry.index: entry for entry in found}
+
+    async def until_written(self, count):
+        """Returns when so many entries are written."""
+        await until(lambda: self.written() >= count)
+        assert self.written() == count
+
+    async def until_queued(self, count):
+        """Returns when so many items wait for a batch."""
+        await until(lambda: self.batcher.statistics().queued == count)
 
     def written(self, stream="embeddings:results"):
         """How many entries are on a stream, repeated ones too."""
