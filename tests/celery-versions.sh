@@ -13,7 +13,8 @@ read -ra VERSIONS <<<"${CELERY_VERSIONS:-5.5 5.6 5.7}"
 UV=.venv/bin/uv
 TESTS=(
     tests/unit/pool tests/unit/broker tests/integration/test_pool.py tests/integration/test_pool_garbage.py
-    tests/integration/broker tests/conformance
+    tests/integration/test_events.py tests/integration/test_start_worker.py tests/integration/test_multi.py
+    tests/integration/test_eager.py tests/integration/broker tests/conformance
 )
 # tests/unit/conftest.py imports the pipeline: hence the likes of numpy and pillow.
 NEEDED=(
@@ -36,7 +37,7 @@ for version in "${VERSIONS[@]}"; do
 print(*(f"{name} {version(name)}" for name in ("celery", "kombu", "redis")), sep=", ")')
     echo "== $found"
     # The workers, which start in folders of their own, find the package by the path.
-    if PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider -m "not slow" "${TESTS[@]}" "$@" 2>&1 | tee "$work/log"; then
+    if PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider -m "not slow" --brokers valkey,rabbitmq "${TESTS[@]}" "$@" 2>&1 | tee "$work/log"; then
         verdict=passed
     else
         verdict=FAILED failed=1

@@ -24,5 +24,5 @@ def plain_json(message: Any) -> Any:
     try:
         text = body if isinstance(body, str) else body.decode()
         return OTHER if '"__type__"' in text else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: lists in lists, thousands of them
         return OTHER

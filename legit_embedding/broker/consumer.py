@@ -207,7 +207,7 @@ class Consumer:
         try:
             text = taken.text.decode()
             payload = require_message(loads(text) if '"__type__"' in text else json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):  # the second: lists in lists, thousands of them
             # Handed out again it would end the same way, and dropped it would be lost: it stays in `unacked`.
             logger.exception(
                 "what came of the queue %r is no JSON, or no message; left in %s", taken.queue, self._keys.unacked

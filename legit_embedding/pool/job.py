@@ -12,6 +12,19 @@ SOFT, HARD, TERMINATED, ABANDONED = "soft", "hard", "terminated", "abandoned"
 """Why a job is interrupted: a time limit, a revoke with `terminate`, or a cold shutdown, which leaves it unacked."""
 
 
+class Pid(int):
+    """The process that Celery shows as running a task; and which job is meant where Celery asks to end the process."""
+
+    job_id: int
+
+    @classmethod
+    def of(cls, pid: int, job_id: int) -> "Pid":
+        """`pid`, for one job."""
+        made = cls(pid)
+        made.job_id = job_id
+        return made
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Job:
     """One call of `apply_async`. Celery holds it weakly and calls its `terminate`."""

@@ -26,7 +26,7 @@ from legit_embedding.pool import identity
 from legit_embedding.pool.collector import Collector, default_threshold
 from legit_embedding.pool.controller import allow_reentry, cancel_requests, serve_acks_and_timers
 from legit_embedding.pool.execution import GRACE_S, Execution
-from legit_embedding.pool.job import ABANDONED, Job
+from legit_embedding.pool.job import ABANDONED, Job, Pid
 from legit_embedding.pool.logs import others_may_log
 from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of, let_go
@@ -95,6 +95,7 @@ class TaskPool(BasePool):
         self._threads: DaemonThreads | None = None
         self._calls: DaemonThreads | None = None
         self._closing = False
+        self._pid = os.getpid()
         self._finished = itertools.count(1)  # where there is no hub, many threads count
         self._served = 0
         threshold = self.app.conf.get("legit_async_gc_threshold")
@@ -300,7 +301,7 @@ class TaskPool(BasePool):
         # Known before it is accepted, which is when it can first be revoked.
         self._jobs[job.id] = job
         if accept_callback is not None:
-            accept_callback(job.id, time.monotonic())  # the "pid" by which `terminate_job` will name it
+            accept_callback(Pid.of(self._pid, job.id), time.monotonic())
         execution, loop = self._execution, self._loop  # once: a signal's handler may close it before the next line
         if execution is not None and execution.start_at_once(job):
             job.handed_over = True
@@ -319,7 +320,7 @@ class TaskPool(BasePool):
         self._report_done()
         if self._freed:
             self._waker.wake()
-        job = self._jobs.get(pid)
+        job = self._jobs.get(pid.job_id) if isinstance(pid, Pid) else None
         if job is not None:
             job.terminate(signal)
 

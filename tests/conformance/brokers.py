@@ -58,7 +58,7 @@ class RabbitBroker:
     """Debian's server as a process of ours, or the one that LEGIT_TEST_AMQP_URL names."""
 
     name = "rabbitmq"
-    transport = "legit"
+    transport = "kombu"
     redis = False
 
     def __init__(self):
@@ -95,4 +95,11 @@ class RabbitBroker:
         return self._server.counts(queue)
 
 
-BROKERS = {broker.name: broker for broker in (ValkeyBroker, PipelinedBroker, RabbitBroker)}
+class ReadAheadBroker(RabbitBroker):
+    """The same server, by way of our own transport."""
+
+    name = "read_ahead"
+    transport = "legit"
+
+
+BROKERS = {broker.name: broker for broker in (ValkeyBroker, PipelinedBroker, RabbitBroker, ReadAheadBroker)}

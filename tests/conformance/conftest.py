@@ -36,7 +36,7 @@ PATIENCE_S = float(os.environ.get("CONFORMANCE_PATIENCE_S", "30"))
 def pytest_addoption(parser):
     options = parser.getgroup("conformance")
     options.addoption("--pools", default=OURS, help="pools to run the conformance suite on")
-    options.addoption("--brokers", default="pipelined,rabbitmq", help="brokers to run it on")
+    options.addoption("--brokers", default="pipelined,read_ahead", help="brokers to run it on")
     options.addoption("--table", type=Path, help="write what came out to this Markdown file")
 
 
@@ -208,7 +208,7 @@ def brokers():
 
         def get(name):
             if name not in running:
-                if name == "rabbitmq" and (reason := RabbitBroker.missing()):
+                if issubclass(BROKERS[name], RabbitBroker) and (reason := RabbitBroker.missing()):
                     pytest.skip(reason)
                 broker = BROKERS[name]()
                 stack.callback(broker.stop)
@@ -271,7 +271,7 @@ def own(combination, brokers, notes_server, key):
 def own_broker(combination, notes_server, key):
     """As `own`, with a broker of its own, to be killed and cut off."""
     pool, broker_name = combination
-    if broker_name == "rabbitmq" and (reason := RabbitBroker.missing()):
+    if issubclass(BROKERS[broker_name], RabbitBroker) and (reason := RabbitBroker.missing()):
         pytest.skip(reason)
     if broker_name == "rabbitmq" and os.environ.get("LEGIT_TEST_AMQP_URL"):
         pytest.skip("a broker named by URL is not ours to restart")

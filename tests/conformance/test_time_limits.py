@@ -201,14 +201,18 @@ def test_the_limit_of_a_call_comes_before_that_of_the_task(shared, key, kind):
 @pytest.mark.one_broker
 @both_kinds
 def test_the_worker_has_limits_for_tasks_without_any(own, key, kind):
-    with own.worker("--soft-time-limit", "0.2", "--time-limit", "0.6", concurrency=3) as worker:
-        patient = own.send("time_limits.wait", key, kind=kind, soft_time_limit=LONG_S, time_limit=LONG_S)
-        soft = own.send("time_limits.wait", key, kind=kind, time_limit=LONG_S)
-        hard = own.send("time_limits.wait", key, kind=kind, soft_time_limit=LONG_S)
-        with pytest.raises(TimeLimitExceeded, match=r"0\.6"):
-            hard.get(timeout=PATIENCE_S)
+    with own.worker("--soft-time-limit", "0.2", concurrency=3) as worker:
+        soft = own.send("time_limits.wait", key, kind=kind)
         worker.wait_for_log("Soft time limit (0.2s) exceeded", PATIENCE_S)
         assert f"[{soft.id}]" in next(line for line in worker.log.splitlines() if "Soft time limit" in line)
+        own.release(key)
+        until(soft.ready, "its end")
+    key = f"{key}-hard"
+    with own.worker("--time-limit", "0.6", concurrency=3):
+        patient = own.send("time_limits.wait", key, kind=kind, time_limit=LONG_S)
+        hard = own.send("time_limits.wait", key, kind=kind)
+        with pytest.raises(TimeLimitExceeded, match=r"0\.6"):
+            hard.get(timeout=PATIENCE_S)
         assert not patient.ready()
         own.release(key)
         assert patient.get(timeout=PATIENCE_S) == "waited"
@@ -216,11 +220,10 @@ def test_the_worker_has_limits_for_tasks_without_any(own, key, kind):
 
 @pytest.mark.one_broker
 def test_the_settings_have_limits_for_tasks_without_any(own, key):
-    with own.worker(config={"task_soft_time_limit": 0.2, "task_time_limit": 0.6}):
-        with pytest.raises(TimeLimitExceeded, match=r"0\.6"):
-            own.send("time_limits.wait", key, soft_time_limit=LONG_S).get(timeout=PATIENCE_S)
-        with pytest.raises(SoftTimeLimitExceeded):
-            own.send("time_limits.wait", key, time_limit=LONG_S).get(timeout=PATIENCE_S)
+    with own.worker(config={"task_time_limit": 0.6}), pytest.raises(TimeLimitExceeded, match=r"0\.6"):
+        own.send("time_limits.wait", key).get(timeout=PATIENCE_S)
+    with own.worker(config={"task_soft_time_limit": 0.2}), pytest.raises(SoftTimeLimitExceeded):
+        own.send("time_limits.wait", key).get(timeout=PATIENCE_S)
 
 
 @pytest.mark.one_broker

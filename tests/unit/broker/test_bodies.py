@@ -39,6 +39,7 @@ def test_plain_values_are_what_kombu_would_make_of_them(value, as_bytes):
         message("[1]", accept={"application/x-yaml"}),
         message("{no json"),
         message(b"\xff"),
+        message("[" * 100_000),
         message({"already": "decoded"}),
         message(memoryview(b"[1]")),
     ],

@@ -796,7 +796,7 @@ def test_a_message_that_is_no_json_is_left_recorded_and_the_rest_is_delivered(ma
     assert len(rig.holdings.living) == 3
 
 
-@pytest.mark.parametrize("text", [b"5", b"null", b"[]", b"{}"])
+@pytest.mark.parametrize("text", [b"5", b"null", b"[]", b"{}", b"[" * 100_000], ids=lambda text: text[:4].decode())
 def test_a_message_that_is_json_and_no_message_is_left_recorded_and_the_rest_is_delivered(make, text):
     rig = make(prefetch=3)
     rig.put(text, text_of(1))

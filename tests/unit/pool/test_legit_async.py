@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import json
 import os
 import select
 import sys
@@ -280,12 +281,24 @@ def test_terminate_cancels_the_body_once_though_celery_asks_twice(start):
     worker, body = start(), Body()
     report = worker.apply(body)
     body.await_start()
-    job = worker.pool._jobs[report.pid]
+    job = worker.pool._jobs[report.pid.job_id]
     worker.pool.terminate_job(report.pid, 15)
     job.terminate(15)
     worker.until_told(report)
     assert isinstance(report.error, Terminated)
     assert body.seen == [asyncio.CancelledError]
+
+
+def test_celery_is_told_this_processs_id_and_a_plain_number_ends_nothing(start):
+    worker, body = start(), Body()
+    report = worker.apply(body)
+    body.await_start()
+    assert report.pid == os.getpid()
+    assert json.dumps(report.pid) == str(os.getpid())
+    worker.pool.terminate_job(os.getpid(), 15)
+    body.end()
+    worker.until_told(report)
+    assert [kind for kind, *_ in report.told] == ["done"]
 
 
 def test_a_second_interruption_does_not_hit_the_cleaning_up(start):
