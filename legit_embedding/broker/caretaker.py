@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 from kombu.utils.encoding import bytes_to_str
@@ -29,18 +29,24 @@ LOOK_S = 2.0
 RENEWALS = 3
 """In each lease, and in each of kombu's visibility time-outs."""
 
+PATIENCES = 6
+"""In each lease: how long a server may take to answer, or to be connected to. One that went silent, without a word to
+our side of the line, must not hold the thread for longer than the lease lasts."""
+
 RESTORE_AT_ONCE = 200
 TROUBLE_PAUSE_S = 1.0
 
 
 class Caretaker:
-    """Of one broker and one set of keys. `client` has a pool of its own, and is used on the thread alone.
+    """Of one server and one set of keys. `client` has a pool of its own, and is used on the thread alone.
 
-    `lease_s` is how long a line lives that renews nothing, in seconds.
+    `address` tells the server from others; `lease_s` is how long a line lives that renews nothing, in seconds.
     """
 
-    def __init__(self, client: Any, *, keys: Keys, lease_s: float) -> None:
+    def __init__(self, client: Any, *, address: Hashable, keys: Keys, lease_s: float) -> None:
+        self.address = address
         self._client = client
+        _bound(client.connection_pool.connection_kwargs, lease_s / PATIENCES)
         self._keys = keys
         self._lease_s = lease_s
         self._lock = threading.Lock()
@@ -71,6 +77,13 @@ class Caretaker:
             if not self._lines:
                 self._stop.set()
                 self._thread = None
+
+    def end(self) -> None:
+        """The process has gone to another server."""
+        with self._lock:
+            self._lines.clear()
+            self._stop.set()
+            self._thread = None
 
     # -- on the thread -------------------------------------------------------------------------------------------------
 
@@ -192,6 +205,12 @@ class Caretaker:
                 yield channel._q_for_pri(queue, priority), text  # noqa: SLF001
         except (ValueError, KeyError, TypeError):
             logger.exception("the message %s cannot be restored; it is left in %s", tag.decode(), self._keys.unacked)
+
+
+def _bound(options: dict[str, Any], patience_s: float) -> None:
+    """What the site has set stays where it is shorter."""
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        options[name] = min(options.get(name) or patience_s, patience_s)
 
 
 def run(client: Any, script: Script, names: list[str], *arguments: Any) -> Any:

@@ -68,10 +68,19 @@ class Channel(stock.Channel):
         )
 
     @property
-    def broker(self) -> Hashable:
-        """What tells one broker, and one set of keys on it, from another."""
+    def address(self) -> Hashable:
+        """What tells one server from another."""
         client = self.connection.client
-        return client.transport_cls, client.hostname, client.port, client.virtual_host, self.keys
+        return client.transport_cls, client.hostname, client.port, client.virtual_host
+
+    @property
+    def broker(self) -> Hashable:
+        """What tells one broker, and one set of keys on it, from another.
+
+        Several URLs are one broker: a server and those that take its place. So what runs through a switch is
+        acknowledged at the next one, which a server that knows nothing of it takes for nothing.
+        """
+        return tuple(self.connection.client.alt) or self.address, self.keys
 
     @cached_property
     def holdings(self) -> Holdings:
@@ -117,9 +126,12 @@ class Channel(stock.Channel):
             self.refused = True
             logger.warning("the broker does not let us run scripts (%s): kombu's own transport it is, slower", error)
             return
+        if holdings.caretaker is not None and holdings.caretaker.address != self.address:
+            holdings.caretaker.end()
+            holdings.caretaker = None
         if holdings.caretaker is None:
             client = redis.Redis(connection_pool=self._get_pool())
-            holdings.caretaker = Caretaker(client, keys=keys, lease_s=self.lease_s)
+            holdings.caretaker = Caretaker(client, address=self.address, keys=keys, lease_s=self.lease_s)
         holdings.publisher = self.consumer
         holdings.caretaker.serve(self.consumer.line, self, instead_of=holdings.lines_before)
         holdings.lines_before = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from legit_embedding.broker.connection import PipelinedConnection, Reply, is_error, log_refusal
+from legit_embedding.broker.connection import PipelinedConnection, Reply, is_error
 from legit_embedding.broker.holdings import Holdings
 from legit_embedding.broker.names import Keys
 from legit_embedding.broker.scripts import GIVE_BACK
@@ -54,21 +54,21 @@ class Settlement:
         self._unconfirmed: deque[list[str]] = deque()
         self._notes: deque[Return] = deque()
         self._refused = False
-        self._acks_from_s = 0.0
+        self._again_from_s = 0.0
 
     def tell(self, now_s: float, *, last: bool = False) -> float | None:
         """Everything that there is to tell; after how many seconds to come again, None: no need.
 
-        Acks that were refused wait a second before they are repeated, but not for the `last` time.
+        What was refused waits a second before it is repeated, but not for the `last` time.
         """
         self._give_back_dropped()
-        self._give_back_noted()
         if self._refused:
-            self._refused, self._acks_from_s = False, now_s + REFUSED_PAUSE_S
-        if not self._holdings.acks_waiting:
+            self._refused, self._again_from_s = False, now_s + REFUSED_PAUSE_S
+        if not self._holdings.acks_waiting and not self._notes:
             return None
-        if now_s < self._acks_from_s and not last:
-            return self._acks_from_s - now_s
+        if now_s < self._again_from_s and not last:
+            return self._again_from_s - now_s
+        self._give_back_noted()
         self._send_acks()
         return None
 
@@ -81,10 +81,11 @@ class Settlement:
         keys = self._keys
         names = [keys.unacked, keys.index, self._owner, keys.deliveries]
         for first in range(0, len(returns), GIVE_BACK_A_COMMAND):
+            together = returns[first : first + GIVE_BACK_A_COMMAND]
             arguments: list[str] = []
-            for each in returns[first : first + GIVE_BACK_A_COMMAND]:
+            for each in together:
                 arguments += [each.tag, each.side, "1" if each.counted else "0", each.text or ""]
-            self._connection.run(log_refusal, GIVE_BACK, names, *arguments)
+            self._connection.run(partial(self._on_given_back, together), GIVE_BACK, names, *arguments)
         if returns:
             self._returned()
 
@@ -116,6 +117,15 @@ class Settlement:
             logger.error("%d acks were refused and will be repeated: %s", len(tags), refusal)
             self._holdings.take_back_acks(tags)
             self._refused = True
+
+    def _on_given_back(self, returns: Sequence[Return], reply: Reply) -> None:
+        if not is_error(reply):
+            return
+        logger.error("%d messages could not be given back, which will be repeated: %s", len(returns), reply)
+        # As they were noted: in the order in which they were taken. To give one back twice does nothing.
+        self._notes.extendleft(each for each in returns if each.side == FRONT)
+        self._notes.extendleft(each for each in reversed(returns) if each.side == BACK)
+        self._refused = True
 
     def _give_back_noted(self) -> None:
         if not self._notes:

@@ -115,6 +115,7 @@ class DelayProxy:
         lines = list(self._lines)
         for line in lines:
             line.cut()
+            line.task.cancel()  # what is still on its way never comes
         await asyncio.gather(*(line.task for line in lines), return_exceptions=True)
         return len(lines)
 

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import subprocess
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from legit_embedding.testing.processes import GuardedProcess
+from legit_embedding.testing.proxy import DelayProxy
 from legit_embedding.testing.server import EmbeddedServer, find_binary, free_port
 from tests.integration.broker.rig import rig, send
 from tests.waiting import until
@@ -237,3 +239,65 @@ def test_the_wheel_and_the_binary_of_debian_are_not_the_same():
     if REDIS is None or "LEGIT_TEST_SERVER" in os.environ:
         pytest.skip("no redis-server: install Debian's; or another one is named")
     assert Path(find_binary()).resolve() != Path(REDIS).resolve()
+
+
+# -- what a line's end must not cost -----------------------------------------------------------------------------------
+
+
+def test_what_a_server_refuses_to_take_back_for_a_while_goes_back_all_the_same(start, client_of):
+    server = start()
+    client = client_of(server.url())
+    send(server.url(), [0])
+    with rig(server.url(), acks=False) as consumer:
+        consumer.turn_until(lambda: consumer.bodies == [0])
+        client.config_set("min-replicas-to-write", 1)
+        consumer.messages[0].reject(requeue=True)
+        for _ in range(10):
+            consumer.turn()
+        client.config_set("min-replicas-to-write", 0)
+        consumer.turn_until(lambda: consumer.bodies == [0, 0])
+
+
+def test_what_runs_through_a_switch_to_the_next_url_is_acknowledged_there(start, client_of):
+    """To a replica that has taken its master's place."""
+    master, replica = start(), start()
+    client = client_of(replica.url())
+    client.replicaof("127.0.0.1", str(master.port))
+    until(lambda: client.info("replication").get("master_link_status") == "up", "the replica")
+    send(master.url(), [0, 1])
+    with rig(f"{master.url()};{replica.url()}", acks=False, prefetch=2, lease_s=3) as consumer:
+        consumer.turn_until(lambda: consumer.bodies == [0, 1])
+        until(lambda: client.hlen("unacked") == 2, "the copies")
+        client.replicaof("NO", "ONE")
+        master.kill()
+        consumer.turn_until(lambda: consumer.connection.port == replica.port and consumer.pipelined, reopen=True)
+        over_s = time.monotonic() + 5  # longer than a lease: it is renewed at the new server
+        while time.monotonic() < over_s:
+            consumer.turn()
+        assert consumer.bodies == [0, 1]
+        for message in consumer.messages:
+            message.ack()
+        consumer.turn_until(lambda: client.hlen("unacked") == 0)
+        assert consumer.bodies == [0, 1]
+
+
+def test_a_lease_outlives_a_line_that_goes_silent(start, client_of):
+    """As when a host is gone, or a router forgets: nobody says so, and what is sent on it is never answered."""
+    server = start()
+    client = client_of(server.url())
+    send(server.url(), [0])
+    with (
+        DelayProxy(server.port) as proxy,
+        rig(proxy.url(), acks=False, prefetch=1, lease_s=6) as consumer,
+    ):
+        consumer.turn_until(lambda: consumer.bodies == [0])
+        proxy.rtt_ms = 1e7  # for what is sent from now on; new lines are well again
+        over_s = time.monotonic() + 2.5
+        while time.monotonic() < over_s:
+            consumer.turn()
+        proxy.rtt_ms = 0.0
+        over_s = time.monotonic() + 8
+        while time.monotonic() < over_s:
+            consumer.turn()
+            (lease,) = client.zrange("unacked_leases", 0, -1, withscores=True)
+            assert lease[1] > client.time()[0]

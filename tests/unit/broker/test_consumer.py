@@ -25,7 +25,7 @@ from legit_embedding.broker.holdings import Holdings, Taken
 from legit_embedding.broker.names import Keys
 from legit_embedding.broker.patience import LONGEST_SPREAD_S, PATIENCE
 from legit_embedding.broker.scripts import GIVE_BACK, OPEN, TAKE
-from legit_embedding.broker.settling import ACKS_A_COMMAND, BACK, GIVE_BACK_A_COMMAND, REFUSED_PAUSE_S, Return
+from legit_embedding.broker.settling import ACKS_A_COMMAND, BACK, FRONT, GIVE_BACK_A_COMMAND, REFUSED_PAUSE_S, Return
 from legit_embedding.broker.takes import SAFETY_PAUSE_S
 
 SCRIPTS = {script.sha: script for script in (TAKE, GIVE_BACK, OPEN)}
@@ -997,11 +997,42 @@ def test_what_nobody_can_acknowledge_any_more_goes_back_with_the_next_turn_the_l
     assert rig.holdings.living == []
 
 
-def test_a_refusal_to_take_something_back_is_told_of(make, caplog):
+def test_what_the_server_refuses_to_take_back_is_given_back_after_a_pause_in_its_order(make, clock, caplog):
+    rig = make()
+    for tag, side in (("one", FRONT), ("two", FRONT), ("last", BACK), ("very last", BACK)):
+        rig.consumer.return_soon(Return(tag, side=side))
+    rig.turn()
+    in_order = rig.server.given_back()
+    assert sorted(tag for tag, *_ in in_order) == ["last", "one", "two", "very last"]
+    rig.server.forget()
+
+    rig.server.refuses[GIVE_BACK.name] = NO("OOM command not allowed")
+    for tag, side in (("one", FRONT), ("two", FRONT), ("last", BACK), ("very last", BACK)):
+        rig.consumer.return_soon(Return(tag, side=side))
+    rig.settle()
+    assert "could not be given back, which will be repeated: OOM" in caplog.text
+    del rig.server.refuses[GIVE_BACK.name]
+    rig.server.forget()
+    rig.settle()
+    assert rig.server.given_back() == []
+    assert rig.hub.timers_s[-1] == pytest.approx(REFUSED_PAUSE_S)
+    clock.now_s += REFUSED_PAUSE_S
+    rig.settle()
+    assert rig.server.given_back() == in_order
+    rig.server.forget()
+    rig.settle()
+    assert rig.server.given_back() == []
+
+
+def test_what_is_refused_when_it_closes_is_left_to_the_end_of_the_lease(make, caplog):
     rig = make()
     rig.server.refuses[GIVE_BACK.name] = NO("OOM command not allowed")
     rig.consumer.return_now([Return("tag")])
-    assert "the broker refused: OOM" in caplog.text
+    assert "could not be given back" in caplog.text
+    del rig.server.refuses[GIVE_BACK.name]
+    rig.server.forget()
+    rig.close()
+    assert [tag for tag, *_ in rig.server.given_back()] == ["tag"]
 
 
 # -- publishing --------------------------------------------------------------------------------------------------------
