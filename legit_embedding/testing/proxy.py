@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -115,7 +115,6 @@ class DelayProxy:
         lines = list(self._lines)
         for line in lines:
             line.cut()
-            line.task.cancel()  # what is still on its way never comes
         await asyncio.gather(*(line.task for line in lines), return_exceptions=True)
         return len(lines)
 
@@ -166,7 +165,12 @@ class DelayProxy:
             if not data:
                 line.cut()
                 return
-            await asyncio.sleep(due_s - self._loop.time())
+            if due_s > self._loop.time():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due_s):
+                        await line.ended.wait()
+            if line.ended.is_set():  # what was still on its way never comes
+                return
             allowed = self._allowance[direction]
             part = data if allowed is None else data[:allowed]
             writer.write(part)
@@ -187,8 +191,10 @@ class _Line:
 
     task: "asyncio.Task[Any]"
     writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def cut(self) -> None:
+        self.ended.set()
         for writer in self.writers:
             writer.transport.abort()
 
