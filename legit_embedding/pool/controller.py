@@ -53,7 +53,8 @@ def serve_acks_and_timers(hub: Any) -> None:
     patience. Heartbeats: AMQP servers drop a connection that is silent for two of them, and all its acks with it.
     """
     for promise in hub._pop_ready():  # noqa: SLF001  as above
-        if getattr(promise.fun, "__name__", None) not in ACKS:
+        # Before Celery 5.7 what sends its events stands there as it is, without a promise around it.
+        if getattr(getattr(promise, "fun", promise), "__name__", None) not in ACKS:
             hub.call_soon(promise)
             continue
         try:

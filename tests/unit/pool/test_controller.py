@@ -144,6 +144,21 @@ def test_everything_else_waits_on_for_the_hub(hub):
     assert called == ["later"]
 
 
+def test_what_stands_there_as_it_is_waits_on_too(hub):
+    """As Celery before 5.7 queues the sending of its events."""
+    message, called = Message(), []
+
+    def send_events():
+        called.append("sent")
+
+    hub._ready.add(send_events)
+    hub.call_soon(message.ack_log_error)
+    serve_acks_and_timers(hub)
+    assert (message.settled, called) == (["ack"], [])
+    hub.run_once()
+    assert called == ["sent"]
+
+
 def test_timers_that_are_due_are_fired_heartbeats_among_them(hub):
     fired = []
     hub.timer = Timer()
