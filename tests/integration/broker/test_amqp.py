@@ -109,7 +109,7 @@ def test_a_slow_consumer_of_small_messages_never_waits_for_the_poll(server):
         consumer.hub.call_later(5, lambda: None)  # so long the loop would wait
         while len(consumer.bodies) < len(NUMBERS):
             consumer.hub.run_once()
-        assert max(later - one for one, later in pairwise(came_s)) < 1
+        assert max(later - one for one, later in pairwise(came_s)) < 3
 
 
 def test_what_was_not_acknowledged_when_the_line_broke_comes_again(server):
