@@ -18,6 +18,7 @@ class ValkeyBroker:
     name = "valkey"
     transport = "kombu"
     redis = True
+    durable = False
 
     def __init__(self):
         self._server = EmbeddedServer()
@@ -60,6 +61,7 @@ class RabbitBroker:
     name = "rabbitmq"
     transport = "kombu"
     redis = False
+    durable = True
 
     def __init__(self):
         self._given = os.environ.get(URL_VARIABLE)

@@ -273,7 +273,7 @@ def own_broker(combination, notes_server, key):
     pool, broker_name = combination
     if issubclass(BROKERS[broker_name], RabbitBroker) and (reason := RabbitBroker.missing()):
         pytest.skip(reason)
-    if broker_name == "rabbitmq" and os.environ.get("LEGIT_TEST_AMQP_URL"):
+    if issubclass(BROKERS[broker_name], RabbitBroker) and os.environ.get("LEGIT_TEST_AMQP_URL"):
         pytest.skip("a broker named by URL is not ours to restart")
     broker = BROKERS[broker_name]()
     try:

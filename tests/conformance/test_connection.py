@@ -27,11 +27,11 @@ def test_running_tasks_are_cancelled_where_that_is_wished(own_broker, key):
         worker.wait_for_log("Connected to", PATIENCE_S, count=2)
         # The only slot is free.
         after = own_broker.send("outcomes.add", 1, 2)
-        if own_broker.broker.name == "rabbitmq":  # it is durable: the cancelled task is there again, and takes the slot
+        if own_broker.broker.durable:  # it is durable: the cancelled task is there again, and takes the slot
             own_broker.wait_for_notes(f"{key}:started", 2)
             own_broker.release(key)
         assert after.get(timeout=PATIENCE_S) == 3
-    finished = 1 if own_broker.broker.name == "rabbitmq" else 0
+    finished = 1 if own_broker.broker.durable else 0
     assert len(own_broker.notes(f"{key}:finished")) == finished
 
 
@@ -43,7 +43,7 @@ def test_running_tasks_go_on_where_that_is_wished_and_keep_their_slots(own_broke
         own_broker.broker.restart()
         worker.wait_for_log("Connected to", PATIENCE_S, count=2)
         second = own_broker.send("life_cycle.wait", key, kind=kind)
-        if own_broker.broker.name == "rabbitmq":  # it is durable, and hands out the first one again
+        if own_broker.broker.durable:  # it is durable, and hands out the first one again
             worker.wait_for_log(f"[{first.id}] received", PATIENCE_S, count=2)
         else:
             worker.wait_for_log(f"[{second.id}] received", PATIENCE_S)
@@ -80,7 +80,7 @@ def test_what_runs_in_a_warm_shutdown_goes_on_where_the_broker_is_lost(own_broke
 @since((5, 6), "heartbeats while prefork's warm shutdown waits")
 def test_a_warm_shutdown_may_outlast_the_heartbeats_of_its_connection(own, key):
     """A server that hears nothing for two of them closes the connection, and hands out again what was done."""
-    if own.broker.name != "rabbitmq":
+    if not own.broker.durable:
         pytest.skip("Redis and Valkey have no heartbeats")
     heartbeat_s = 1
     with own.worker(config={"broker_heartbeat": heartbeat_s}) as worker:
