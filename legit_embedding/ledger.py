@@ -109,8 +109,7 @@ class Ledger:
         if not all(confirmation.done() for confirmation in self._confirmations):
             await asyncio.gather(*self._confirmations)
         receipts = [receipt for confirmation in self._confirmations for receipt in confirmation.result()]
-        if len(receipts) > 1:
-            receipts.sort(key=_place)
+        receipts.sort(key=_place)
         return summarise(batch_id, receipts, ok=self._ok, errors=len(self._envelope.items) - self._ok)
 
     def __repr__(self) -> str:

@@ -149,7 +149,7 @@ class Transport(pyamqp.Transport):
             while reader.ahead or reader.holds:
                 connection.drain_events(timeout=0)
                 reader.ahead = time.monotonic() < until_s
-        except TimeoutError:
+        except TimeoutError:  # no more has come
             pass
         except OSError as error:
             if error.errno not in NOTHING_THERE:

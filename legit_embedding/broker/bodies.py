@@ -6,8 +6,11 @@ from typing import Any
 JSON = "application/json"
 UTF_8 = frozenset({None, "", "utf-8"})
 
+OBJECT_MARK = '"__type__"'
+"""Stands in kombu's JSON where it is to become an object of Python's."""
+
 LARGE_CHARS = 1 << 20
-"""Of a body for which a look for kombu's mark of a Python object would cost more than it saves."""
+"""Of a body for which a look for that mark would cost more than it saves."""
 
 OTHER = object()
 """Stands for a body that is left to kombu: no JSON, JSON that may not be accepted, or with Python's objects in it."""
@@ -23,6 +26,6 @@ def plain_json(message: Any) -> Any:
         return OTHER
     try:
         text = body if isinstance(body, str) else body.decode()
-        return OTHER if '"__type__"' in text else json.loads(text)
+        return OTHER if OBJECT_MARK in text else json.loads(text)
     except (ValueError, RecursionError):  # the second: lists in lists, thousands of them
         return OTHER

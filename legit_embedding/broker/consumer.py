@@ -18,6 +18,7 @@ from typing import Any
 from kombu.utils.json import loads
 from redis import exceptions
 
+from legit_embedding.broker.bodies import OBJECT_MARK
 from legit_embedding.broker.connection import (
     OnReply,
     PipelinedConnection,
@@ -206,7 +207,7 @@ class Consumer:
         channel = self._channel
         try:
             text = taken.text.decode()
-            payload = require_message(loads(text) if '"__type__"' in text else json.loads(text))
+            payload = require_message(loads(text) if OBJECT_MARK in text else json.loads(text))
         except (ValueError, RecursionError):  # the second: lists in lists, thousands of them
             # Handed out again it would end the same way, and dropped it would be lost: it stays in `unacked`.
             logger.exception(

@@ -28,8 +28,6 @@ class Fields:
 
     def text(self, name: str) -> str | None:
         """The string, None where it is absent, null or empty."""
-        if self._given.get(self._names[name]) is None:  # the common case, and for most of an envelope's fields
-            return None
         value = self._checked(name, str, "a string")
         if value and not is_unicode(value):
             raise InvalidEnvelopeError(f"{self._called(name)} holds half a surrogate pair, which no encoding can carry")

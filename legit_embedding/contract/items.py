@@ -72,8 +72,7 @@ def _parse_metadata(item: JsonObject, where: str, names: Names) -> JsonObject:
 
 
 def _parse_source(item: JsonObject, kind: TaskKind, where: str, names: Names) -> Source:
-    called = names.envelope
-    found = [name for name in ALL_SOURCES if item.get(called[name]) is not None]
+    found = [name for name in ALL_SOURCES if item.get(names.envelope[name]) is not None]
     if len(found) != 1:
         have = " and ".join(f"`{names.envelope[name]}`" for name in found) or "none"
         raise InvalidItemError(f"{where} must have exactly one of {_allowed(kind, names)}; it has {have}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from contextvars import Context
 
 LEAST_THRESHOLD = 10_000
 """Of new containers, between two looks. Python's own 700 are those of ten tasks."""
@@ -49,7 +48,7 @@ class Collector:
     def attend(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the thread of `loop`: looks every few seconds, too, until it is stopped."""
         if self._before is not None:
-            loop.call_later(LOOK_S, self._look, loop, context=Context())
+            loop.call_later(LOOK_S, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._before is None:

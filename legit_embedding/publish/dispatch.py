@@ -2,23 +2,19 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
 
 from legit_embedding.clock import Clock
 from legit_embedding.publish.hold import Hold
 from legit_embedding.publish.keyguard import KeyGuard, Verdicts
 from legit_embedding.publish.outcomes import Refused
 from legit_embedding.publish.pending import Entry
-from legit_embedding.publish.routing import MAX_NAME_BYTES, RoutingRules, route
+from legit_embedding.publish.routing import RoutingRules, route
 from legit_embedding.publish.switch import RoutingState
 from legit_embedding.publish.wire import Wire
 from legit_embedding.telemetry.metrics import Metrics
 from legit_embedding.telemetry.reports import Reporter
 
 logger = logging.getLogger(__name__)
-
-ROUTES_KEPT = 4096
-"""Of the names that came last, where they are not too long: many tasks name one stream."""
 
 
 class Dispatcher:
@@ -41,8 +37,6 @@ class Dispatcher:
         reporter: Reporter,
     ) -> None:
         self._rules = rules
-        self._route = partial(route, rules=rules)
-        self._known_route = lru_cache(ROUTES_KEPT)(self._route)
         self._routing = routing
         self._rejected_field = rejected_field
         self._ready = ready
@@ -68,8 +62,7 @@ class Dispatcher:
         if not self.is_open:
             self._waiting.append((reply_to, entries))
             return
-        short = reply_to is None or len(reply_to) <= MAX_NAME_BYTES
-        chosen = (self._known_route if short else self._route)(reply_to, enabled=self._routing.enabled)
+        chosen = route(reply_to, rules=self._rules, enabled=self._routing.enabled)
         if chosen.rejected is not None:
             self._reject(chosen.rejected, entries)
             return

@@ -54,8 +54,10 @@ class Entry:
     def redirect(self, stream: str, *, rejected_field: str, rejected: str) -> None:
         """Sends the entry to `stream` instead, and notes there which name was refused."""
         self.stream = stream
-        self.fields += (_encode(rejected_field), _encode(rejected))
+        self.fields += encode_fields({rejected_field: rejected})
 
+
+UTF_8 = "utf-8", "backslashreplace"
 
 PART_OVERHEAD_BYTES = 41
 """What CPython holds of a name or a value beside its bytes: the header of its object, and its place in a tuple."""
@@ -71,14 +73,7 @@ def held_nbytes(fields: Sequence[bytes]) -> int:
 
 def encode_fields(fields: Mapping[str, str]) -> tuple[bytes, ...]:
     """Names and values in turn, UTF-8; what has no UTF-8 (a lone surrogate of JSON) is written as its escape."""
-    try:
-        return tuple([part.encode() for pair in fields.items() for part in pair])
-    except UnicodeEncodeError:
-        return tuple(_encode(part) for pair in fields.items() for part in pair)
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+    return tuple([part.encode(*UTF_8) for pair in fields.items() for part in pair])
 
 
 class Backlog:

@@ -1,9 +1,7 @@
 """The AMQP transport on a real RabbitMQ."""
 
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -15,9 +13,9 @@ from kombu import Connection
 from legit_embedding.broker.amqp import READ_BYTES, SSLWire, TCPWire
 from legit_embedding.testing.proxy import DelayProxy
 from legit_embedding.testing.rabbit import RabbitServer, amqp_url
+from tests.integration.broker.certificates import make_certificate, needs_openssl
 from tests.integration.broker.rig import rig, send
 
-OPENSSL = shutil.which("openssl")
 NUMBERS = list(range(500))
 LARGE = "x" * 5 * READ_BYTES
 
@@ -159,14 +157,9 @@ def tls_in_front_of(port, certificate, key):
         thread.join(10)
 
 
-@pytest.mark.skipif(OPENSSL is None, reason="no openssl to make a certificate with")
+@needs_openssl
 def test_tls_is_a_way_too(server, tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        [OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, certificate = make_certificate(tmp_path)
     bodies = [*NUMBERS, LARGE]
     send(server.url, bodies)
     with tls_in_front_of(server.port, certificate, key) as port:

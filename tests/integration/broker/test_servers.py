@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,12 +13,12 @@ import redis
 from legit_embedding.testing.processes import GuardedProcess
 from legit_embedding.testing.proxy import DelayProxy
 from legit_embedding.testing.server import EmbeddedServer, find_binary, free_port
+from tests.integration.broker.certificates import make_certificate, needs_openssl
 from tests.integration.broker.rig import rig, send
 from tests.waiting import until
 
 REDIS = shutil.which("redis-server")
 SENTINEL = shutil.which("redis-sentinel")
-OPENSSL = shutil.which("openssl")
 NUMBERS = list(range(40))
 
 needs_redis = pytest.mark.skipif(REDIS is None, reason="no redis-server: install Debian's")
@@ -110,14 +109,9 @@ def test_a_unix_socket_is_a_way_too(start, tmp_path, client_of):
 
 
 @needs_redis
-@pytest.mark.skipif(OPENSSL is None, reason="no openssl to make a certificate with")
+@needs_openssl
 def test_tls_is_a_way_too(start, tmp_path, client_of):
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        [OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, certificate = make_certificate(tmp_path)
     port = free_port()
     arguments = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
     server = start(

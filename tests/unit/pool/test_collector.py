@@ -1,4 +1,5 @@
 import gc
+from functools import partial
 
 import pytest
 
@@ -84,8 +85,8 @@ class Loop:
     def __init__(self):
         self.timers = []
 
-    def call_later(self, delay_s, callback, *arguments, context):
-        self.timers.append((delay_s, lambda: context.run(callback, *arguments)))
+    def call_later(self, delay_s, callback, *arguments):
+        self.timers.append((delay_s, partial(callback, *arguments)))
 
     def fire(self):
         ((delay_s, fire),) = self.timers
