@@ -33,6 +33,9 @@ PATIENCES = 6
 """In each lease: how long a server may take to answer, or to be connected to. One that went silent, without a word to
 our side of the line, must not hold the thread for longer than the lease lasts."""
 
+DEAD_AT_ONCE = 4096
+"""Of a dead line's messages: all that a worker holds, as a rule. Only within a step do they keep their order."""
+
 RESTORE_AT_ONCE = 200
 TROUBLE_PAUSE_S = 1.0
 
@@ -148,7 +151,7 @@ class Caretaker:
         keys = self._keys
         names = [keys.leases, keys.unacked, keys.index, keys.deliveries]
         while not stop.is_set():
-            returned, more = run(client, RESTORE_DEAD, names, keys.owners, RESTORE_AT_ONCE)
+            returned, more = run(client, RESTORE_DEAD, names, keys.owners, DEAD_AT_ONCE)
             if returned:
                 logger.warning("%d messages of a worker that died went back to their queues", returned)
             if not more:

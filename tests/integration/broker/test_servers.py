@@ -295,3 +295,20 @@ def test_a_lease_outlives_a_line_that_goes_silent(start, client_of):
             consumer.turn()
             (lease,) = client.zrange("unacked_leases", 0, -1, withscores=True)
             assert lease[1] > client.time()[0]
+
+
+def test_all_that_a_dead_line_held_comes_back_in_its_order(start, client_of):
+    """More than the next consumer takes at once, which takes while it is being brought back."""
+    server = start()
+    client = client_of(server.url())
+    numbers = list(range(900))
+    send(server.url(), numbers)
+    with rig(server.url(), prefetch=len(numbers), acks=False) as dead:
+        dead.turn_until(lambda: len(dead.bodies) == len(numbers))
+        dead.channel.holdings.caretaker.end()  # as its process does
+        (line,) = client.zrange("unacked_leases", 0, -1)
+        client.zadd("unacked_leases", {line: 1})
+        # By another name, as another process: what one process holds of a server, all its consumers share.
+        with rig(server.url().replace("127.0.0.1", "localhost"), prefetch=20) as other:
+            other.turn_until(lambda: len(other.bodies) == len(numbers))
+            assert other.bodies == numbers
