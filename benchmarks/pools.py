@@ -5,13 +5,15 @@
 
 Each run starts a real worker and warms it up, then hands it the whole queue at once, and ends when the last task is
 acknowledged. It gives tasks a second, and the CPU time that the worker's processes used for one. The runs take turns,
-because machines are noisy; the table shows medians. `--share` measures the pool alone, without Celery around it.
+because machines are noisy; the table shows medians, and this pool's rate by that of Celery's threads round by round:
+what slows a round slows both. `--share` measures the pool alone, without Celery around it.
 
 A pool that is installed elsewhere takes part with `--custom-pool module:Class --custom-python path/of/its/python`: it
 runs in that environment, which needs Celery with its Redis extra, and its `async def` tasks are Celery's own `Task`.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -40,6 +42,7 @@ from benchmarks.workers import (
 from legit_embedding.testing.server import EmbeddedServer
 
 QUEUE, ASIDE = "celery", "benchmark:aside"
+OURS, FLOOR = "legit_async", "threads"
 WARM_UP_TASKS = 500
 
 
@@ -131,6 +134,16 @@ def summary(pool: str, column: Column, runs: Sequence[Run | RunFailedError]) -> 
     }
 
 
+def ratios(ours: Sequence[Run | RunFailedError], floor: Sequence[Run | RunFailedError]) -> list[float] | None:
+    """Our rate by the other pool's in the same round: lower quartile, median, upper; None under two whole rounds."""
+    pairs = [
+        one.tasks_per_s / other.tasks_per_s
+        for one, other in zip(ours, floor, strict=False)
+        if isinstance(one, Run) and isinstance(other, Run)
+    ]
+    return [round(each, 3) for each in statistics.quantiles(pairs, method="inclusive")] if len(pairs) > 1 else None
+
+
 def compare(
     pools: Sequence[Pool], columns: Sequence[Column], *, tasks: int, rounds: int, console: Console
 ) -> list[dict[str, object]]:
@@ -151,21 +164,30 @@ def compare(
                     except RunFailedError as error:
                         found.append(error)
                     console.print(f"{column.name}, {pool.name}: {found[-1]}", style="dim", highlight=False)
-    return [summary(pool.name, column, runs[pool.name, column.name]) for pool in pools for column in columns]
+    results = [summary(pool.name, column, runs[pool.name, column.name]) for pool in pools for column in columns]
+    for result, (pool, column) in zip(results, itertools.product(pools, columns), strict=True):
+        if pool.name == OURS:
+            result["to_threads"] = ratios(runs[OURS, column.name], runs.get((FLOOR, column.name), []))
+    return results
 
 
 def show(results: Sequence[Mapping[str, object]], columns: Sequence[Column], title: str, console: Console) -> None:
     """The table."""
-    table = Table(title=f"{title}\ntasks/s · µs of CPU a task")
+    table = Table(title=f"{title}\ntasks/s, CPU a task")
     table.add_column("pool", no_wrap=True)
     for column in columns:
         table.add_column(column.name.replace("+", "\n+"), justify="right")
     rows: dict[object, list[str]] = {}
     for result in results:
         rate, cpu = result["tasks_per_s"], result["cpu_us_per_task"]
-        rows.setdefault(result["pool"], []).append("fails" if rate is None else f"{rate:,.0f} · {cpu:,}")
+        rows.setdefault(result["pool"], []).append("fails" if rate is None else f"{rate:,.0f}\n{cpu:,} µs")
     for pool, cells in rows.items():
         table.add_row(str(pool), *cells)
+    compared = [quartiles for result in results if isinstance(quartiles := result.get("to_threads"), list)]
+    if compared:
+        table.add_section()
+        cells = [f"{middle:.2f}\n{low:.2f}-{high:.2f}" for low, middle, high in compared]
+        table.add_row(f"{OURS} by {FLOOR},\nmedian and quartiles", *cells)
     console.print(table)
 
 

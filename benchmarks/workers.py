@@ -73,7 +73,7 @@ def lay(client: redis.Redis, name: str, queued: Sequence[bytes]) -> None:
 
 
 def await_done(left: Callable[[], int], worker: WorkerProcess, count: int) -> None:
-    """Returns when nothing is left. Looks seldom, and more often towards the end: looking takes CPU time, too."""
+    """Returns when nothing is left. Looks ever more seldom, and often towards the end: looking takes CPU time, too."""
     started_s = time.monotonic()
     while True:
         now_left, elapsed_s = left(), time.monotonic() - started_s
@@ -82,7 +82,8 @@ def await_done(left: Callable[[], int], worker: WorkerProcess, count: int) -> No
         if not worker.running or elapsed_s > BOUND_S:
             raise RunFailedError(f"{now_left} of {count} tasks are left after {elapsed_s:.0f} s\n{worker.log[-2000:]}")
         rest_s = elapsed_s * now_left / (count - now_left) if now_left < count else LOOK_S * 20
-        time.sleep(min(LONGEST_LOOK_S, max(LOOK_S, rest_s / 4)))
+        # The first estimates are far off: what counts is that a look can be late by a fiftieth of the run at most.
+        time.sleep(min(LONGEST_LOOK_S, max(LOOK_S, min(rest_s / 4, elapsed_s / 50))))
 
 
 def check(worker: WorkerProcess) -> None:
