@@ -44,6 +44,13 @@ class ValkeyBroker:
         held = [json.loads(value) for value in values]
         return ready, sum(routing_key == queue for _message, _exchange, routing_key in held)
 
+    def held_longer_than(self, seconds):
+        """Whether all that workers hold was taken longer ago than that."""
+        with self._client() as client:
+            seconds_now, _ = client.time()
+            taken = client.zrange("unacked_index", 0, -1, withscores=True)
+        return all(score < seconds_now - seconds for _tag, score in taken)
+
     def _client(self):
         return redis.Redis.from_url(self.url)
 
