@@ -151,7 +151,7 @@ def test_late_tasks_of_a_killed_worker_come_back(own, key):
         worker.kill()
     if own.broker.redis:
         assert own.unacked == 2
-        # Before 5.6 kombu looks for what is overdue at a worker's start, and then every 100 s.
+        # Before 5.7 kombu looks for what is overdue at a worker's start, and then every 100 s.
         until(lambda: own.broker.held_longer_than(1), "the visibility timeout to be over")
     else:
         until(lambda: own.ready == 2, "the messages to be back")
