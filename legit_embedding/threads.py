@@ -84,7 +84,7 @@ class DaemonThreads(Executor):
                 break
             if work is not None:
                 work[0].cancel()
-        for _ in range(self._started):
+        for _ in range(self._size):  # not as many as there are: one may be starting
             self._queue.put(None)
 
     async def close(self, timeout_s: float) -> bool:

@@ -79,7 +79,7 @@ class PatientThreads(DaemonThreads):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: D102  as its base's
         super().shutdown(wait, cancel_futures=cancel_futures)
-        for _ in range(self._started):
+        for _ in range(self._size):
             self._wakes.put(None)
         self._alarms.put(None)
 

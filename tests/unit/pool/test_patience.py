@@ -175,6 +175,28 @@ def test_after_a_shutdown_every_thread_ends_the_watcher_too():
         assert not thread.is_alive()
 
 
+def test_a_thread_that_starts_during_the_shutdown_ends_as_well(gates):
+    class Late(PatientThreads):
+        def _start_thread(self):
+            if self._started:
+                self.shutdown()
+            super()._start_thread()
+
+    threads = Late(2, "late", pause=lambda _: gates["pause"].enter())
+    busy = threads.submit(named, gates["body"])
+    gates["body"].await_arrivals(1)
+    waiting = threads.submit(name)
+    gates["pause"].release()
+    until(lambda: threads._started == 2)
+    assert waiting.cancelled()
+    gates["body"].release()
+    assert busy.result(PATIENCE_S) == "late-1"
+    for thread in threading.enumerate():
+        if thread.name.startswith("late"):
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+
+
 def test_of_calls_from_many_threads_each_is_made_once():
     threads = PatientThreads(4, "sample")
     threads.submit(name).result(PATIENCE_S)
