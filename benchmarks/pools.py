@@ -183,12 +183,18 @@ def show(results: Sequence[Mapping[str, object]], columns: Sequence[Column], tit
         rows.setdefault(result["pool"], []).append("fails" if rate is None else f"{rate:,.0f}\n{cpu:,} µs")
     for pool, cells in rows.items():
         table.add_row(str(pool), *cells)
-    compared = [quartiles for result in results if isinstance(quartiles := result.get("to_threads"), list)]
-    if compared:
+    compared = [result["to_threads"] for result in results if "to_threads" in result]
+    if any(compared):
         table.add_section()
-        cells = [f"{middle:.2f}\n{low:.2f}-{high:.2f}" for low, middle, high in compared]
-        table.add_row(f"{OURS} by {FLOOR},\nmedian and quartiles", *cells)
+        table.add_row(f"{OURS} by {FLOOR},\nmedian and quartiles", *map(_ratio_cell, compared))
     console.print(table)
+
+
+def _ratio_cell(quartiles: object) -> str:
+    if not isinstance(quartiles, list):
+        return "-"
+    low, middle, high = quartiles
+    return f"{middle:.2f}\n{low:.2f}-{high:.2f}"
 
 
 def main() -> None:

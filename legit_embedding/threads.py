@@ -12,8 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Work = tuple[Future[Any], Callable[[], Any]]
-
 
 class DaemonThreads(Executor):
     """As `ThreadPoolExecutor`, with two differences that a shutdown and a time limit need.
@@ -26,7 +24,7 @@ class DaemonThreads(Executor):
         self._size = size
         self._name = name
         self._initializer = initializer
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._serving = 0
@@ -46,7 +44,7 @@ class DaemonThreads(Executor):
                 raise RuntimeError("these threads are shut down")
             self._serve_one_more(len(self._unfinished) + 1)
             self._unfinished.add(future)
-            self._put((future, partial(function, *args, **kwargs)))
+            self._queue.put((future, partial(function, *args, **kwargs)))
         return future
 
     def offer(self, future: "Future[Any]", function: Callable[[], object]) -> bool:
@@ -57,10 +55,10 @@ class DaemonThreads(Executor):
         # Counted first: `leave_behind`, on another thread, then either sees it and starts a thread for it, or has taken
         # its thread away already, and the offer is refused.
         self._unfinished.add(future)
-        if self._closed or self._too_few(len(self._unfinished)):
+        if self._closed or self._serving < min(len(self._unfinished), self._size):
             self._unfinished.discard(future)
             return False
-        self._put((future, function))
+        self._queue.put((future, function))
         return True
 
     def leave_behind(self, future: Future[Any]) -> None:
@@ -69,7 +67,7 @@ class DaemonThreads(Executor):
             if not future.running() or future in self._left_behind:
                 return
             self._left_behind.add(future)
-            self._lose_thread()
+            self._serving -= 1
             self._unfinished.discard(future)
             if not self._closed:  # at once: what is queued already would wait for the next `submit`
                 self._serve_one_more(len(self._unfinished))
@@ -101,40 +99,22 @@ class DaemonThreads(Executor):
         return False
 
     def _serve_one_more(self, calls: int) -> None:
-        """Starts a thread, if there are too few for that many calls."""
-        if self._too_few(calls):
-            self._start_thread()
-
-    def _too_few(self, calls: int) -> bool:
-        return self._serving < min(calls, self._size)
-
-    def _start_thread(self) -> None:
-        """With the lock."""
+        """Starts a thread, if there are fewer than `calls` and fewer than allowed."""
+        if self._serving >= min(calls, self._size):
+            return
         threading.Thread(target=self._serve, name=f"{self._name}-{self._started + 1}", daemon=True).start()
         self._started += 1
         self._serving += 1
 
-    def _lose_thread(self) -> None:
-        """With the lock."""
-        self._serving -= 1
-
     def _serve(self) -> None:
         self._initializer()
         while True:
-            work = self._take()
+            work = self._queue.get()
             if work is None:
                 return
             if not self._call(*work):
                 return
             del work  # an idle thread must not keep the last call's arguments alive
-
-    def _put(self, work: Work) -> None:
-        """Wakes a thread for it; without a lock."""
-        self._queue.put(work)
-
-    def _take(self) -> Work | None:
-        """The next call, once there is one; None for the end."""
-        return self._queue.get()
 
     def _call(self, future: "Future[Any]", function: Callable[[], Any]) -> bool:
         """Whether this thread goes on."""
@@ -153,9 +133,8 @@ class DaemonThreads(Executor):
             return True
 
     def __repr__(self) -> str:
-        with self._lock:  # a thread that has just been started is counted after its first steps
-            threads, calls = f"{self._serving} of {self._size} threads", f"{len(self._unfinished)} calls"
-            return f"<{type(self).__name__} {threads}, {calls}, {len(self._left_behind)} left behind>"
+        threads, calls = f"{self._serving} of {self._size} threads", f"{len(self._unfinished)} calls"
+        return f"<DaemonThreads {threads}, {calls}, {len(self._left_behind)} left behind>"
 
 
 async def run_on(executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -9,7 +9,6 @@ from concurrent.futures import Future
 
 import pytest
 
-from legit_embedding.pool.patience import PatientThreads
 from legit_embedding.testing.clock import settle
 from legit_embedding.testing.gate import Gate
 from legit_embedding.threads import DaemonThreads, run_on
@@ -17,15 +16,9 @@ from legit_embedding.threads import DaemonThreads, run_on
 PATIENCE_S = 30
 
 
-@pytest.fixture(params=[DaemonThreads, PatientThreads])
-def kind(request):
-    """What both promise."""
-    return request.param
-
-
 @pytest.fixture
-def threads(kind):
-    own = kind(2, "sample")
+def threads():
+    own = DaemonThreads(2, "sample")
     yield own
     own.shutdown(cancel_futures=True)
 
@@ -59,9 +52,9 @@ def test_what_a_call_raises_is_in_its_future_and_the_thread_goes_on(threads, err
     assert threads.submit(name_and, 1).result(PATIENCE_S)[1] == 1
 
 
-def test_each_thread_is_initialised_first(kind):
+def test_each_thread_is_initialised_first():
     ready = threading.local()
-    threads = kind(1, "sample", lambda: setattr(ready, "value", "ready"))
+    threads = DaemonThreads(1, "sample", lambda: setattr(ready, "value", "ready"))
     assert threads.submit(lambda: ready.value).result(PATIENCE_S) == "ready"
     threads.shutdown()
 
@@ -70,7 +63,7 @@ async def test_no_more_calls_run_at_once_than_there_are_threads(threads, gate):
     futures = [threads.submit(gate.enter) for _ in range(5)]
     await gate.wait_for_arrivals(2)
     assert [future.running() for future in futures] == [True, True, False, False, False]
-    assert repr(threads) == f"<{type(threads).__name__} 2 of 2 threads, 5 calls, 0 left behind>"
+    assert repr(threads) == "<DaemonThreads 2 of 2 threads, 5 calls, 0 left behind>"
     gate.release()
     for future in futures:
         future.result(PATIENCE_S)
@@ -198,19 +191,14 @@ async def test_what_asyncio_would_lose_or_misread_comes_back_as_a_bug(threads, e
 # -- offered, without a lock -------------------------------------------------------------------------------------------
 
 
-def test_an_offer_is_refused_where_a_thread_would_have_to_be_started(threads):
+def test_an_offer_is_refused_where_a_thread_would_have_to_be_started(threads, gate):
     future = Future()
-    assert not threads.offer(future, lambda: name_and(1))
-    assert not future.done()
-
-
-def test_an_offer_is_refused_where_another_thread_may_be_started(gate):
-    threads = DaemonThreads(2, "sample")
+    assert not threads.offer(future, gate.enter)
     busy = threads.submit(gate.enter)
-    assert not threads.offer(Future(), gate.enter)
+    assert not threads.offer(future, gate.enter)
     gate.release()
     busy.result(PATIENCE_S)
-    threads.shutdown()
+    assert not future.done()
 
 
 def test_an_offer_goes_to_a_thread_that_is_free(threads):
@@ -242,8 +230,8 @@ def test_an_offer_that_is_cancelled_before_its_turn_is_not_called(threads, gate)
     assert called == []
 
 
-def test_an_offer_that_runs_cannot_be_cancelled_but_its_thread_left_behind(kind, gate):
-    threads = kind(1, "sample")
+def test_an_offer_that_runs_cannot_be_cancelled_but_its_thread_left_behind(gate):
+    threads = DaemonThreads(1, "sample")
     threads.submit(name_and, 1).result(PATIENCE_S)
     until_free(threads)
     future = Future()
@@ -266,8 +254,8 @@ def test_an_offer_that_raises_costs_its_thread_nothing(threads):
     assert threads.submit(name_and, 2).result(PATIENCE_S) == ("sample-1", 2)
 
 
-def test_what_is_offered_and_has_not_begun_is_cancelled_with_the_shutdown(kind, gate):
-    threads = kind(1, "sample")
+def test_what_is_offered_and_has_not_begun_is_cancelled_with_the_shutdown(gate):
+    threads = DaemonThreads(1, "sample")
     busy = threads.submit(gate.enter)
     gate.await_arrivals(1)
     future = Future()
@@ -294,9 +282,9 @@ def test_after_the_shutdown_an_offer_is_refused(threads):
     assert not threads.offer(Future(), lambda: name_and(2))
 
 
-def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment(kind, gate):
+def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment(gate):
     """Between the look for a free thread and the hand-over."""
-    threads = kind(1, "sample")
+    threads = DaemonThreads(1, "sample")
     stuck = threads.submit(gate.enter)
     gate.await_arrivals(1)
 
