@@ -7,10 +7,12 @@ from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Work: TypeAlias = tuple[Future[Any], Callable[[], Any]]
 
 
 class DaemonThreads(Executor):
@@ -24,7 +26,7 @@ class DaemonThreads(Executor):
         self._size = size
         self._name = name
         self._initializer = initializer
-        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = 0
         self._serving = 0
@@ -58,7 +60,7 @@ class DaemonThreads(Executor):
         if self._closed or self._serving < min(len(self._unfinished), self._size):
             self._unfinished.discard(future)
             return False
-        self._queue.put((future, function))
+        self._put((future, function))
         return True
 
     def leave_behind(self, future: Future[Any]) -> None:
@@ -109,12 +111,18 @@ class DaemonThreads(Executor):
     def _serve(self) -> None:
         self._initializer()
         while True:
-            work = self._queue.get()
-            if work is None:
-                return
-            if not self._call(*work):
+            work = self._take()
+            if work is None or not self._call(*work):
                 return
             del work  # an idle thread must not keep the last call's arguments alive
+
+    def _put(self, work: Work) -> None:
+        """Hands over what was offered."""
+        self._queue.put(work)
+
+    def _take(self) -> Work | None:
+        """The next call for the thread that asks; None: it ends."""
+        return self._queue.get()
 
     def _call(self, future: "Future[Any]", function: Callable[[], Any]) -> bool:
         """Whether this thread goes on."""

@@ -30,6 +30,7 @@ from legit_embedding.pool.job import ABANDONED, Job, Pid
 from legit_embedding.pool.logs import others_may_log
 from legit_embedding.pool.loop import LoopThread
 from legit_embedding.pool.outcomes import callback_of, let_go
+from legit_embedding.pool.patient_threads import PatientThreads
 from legit_embedding.pool.retirement import Retirement
 from legit_embedding.pool.slots import Slots
 from legit_embedding.threads import DaemonThreads
@@ -121,7 +122,8 @@ class TaskPool(BasePool):
         # One for plain tasks and one for the tracer's blocking calls: a hundred slow plain tasks must not keep the
         # results of others from being stored.
         size = conf.get("legit_async_threads") or DEFAULT_THREADS
-        self._threads = DaemonThreads(size, "legit-task", self.app.set_current)
+        self._threads = PatientThreads(size, "legit-task", self.app.set_current)
+        self._threads.watch()
         self._calls = DaemonThreads(size, "legit-io", self.app.set_current)
         self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
         self._tasks = self.app.tasks  # a cached property whose every look-up is slow
