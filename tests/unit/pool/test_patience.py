@@ -85,13 +85,13 @@ def test_never_with_a_late_call_nor_with_a_core_to_spare(looks):
 
 
 @given(st.integers(2, 400))
-def test_of_long_failing_a_hundredth_of_the_time_is_spent_on_it_at_the_most(lates):
+def test_of_long_failing_a_hundredth_of_the_time_is_spent_on_it_at_the_most(failures):
     patience, held_s, total_s = Patience(), 0.0, 0.0
-    for _ in range(lates):
+    for _ in range(failures):
         for late in (False, True):
             pause_s = patience.next_look_s
             held_s += pause_s if patience.holds else 0.0
             total_s += pause_s
             look(patience, late=late)
     assert held_s / total_s < 0.1
-    assert lates < 100 or held_s / total_s < 0.01
+    assert failures < 100 or held_s / total_s < 0.01
