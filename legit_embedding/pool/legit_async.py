@@ -123,7 +123,6 @@ class TaskPool(BasePool):
         # results of others from being stored.
         size = conf.get("legit_async_threads") or DEFAULT_THREADS
         self._threads = PatientThreads(size, "legit-task", self.app.set_current)
-        self._threads.watch()
         self._calls = DaemonThreads(size, "legit-io", self.app.set_current)
         self._loop = LoopThread(self.app, executor=self._calls, on_death=self._on_loop_death)
         self._tasks = self.app.tasks  # a cached property whose every look-up is slow
@@ -140,6 +139,7 @@ class TaskPool(BasePool):
         except Exception:
             self._close()
             raise
+        self._threads.watch()
         self._collector.start()
         self._loop.call(self._collector.attend, self._loop.loop)
 
