@@ -5,9 +5,12 @@ one. Where that is what the worker runs short of, one more thread makes nothing 
 thread costs all of them. Where it is not, a call that waits for a thread at work has waited for nothing.
 """
 
-SCARCE = 0.75
-"""From which share of one core on, used by the consumer's thread and the tasks' own, more threads at work gain nothing.
-Null tasks under kombu's transport use 0.9 and more, bodies that block for a millisecond half of it at the most."""
+SCARCE, PARALLEL = 0.75, 1.3
+"""Between which shares of a core, used by the consumer's thread and the tasks', more threads at work gain nothing.
+
+Null tasks use 0.9 to 1.15 under kombu's transport, bodies that block for a millisecond half a core at the most. Bodies
+that compute without the interpreter's lock (images, numpy) use more than one core in several threads.
+"""
 
 LOOK_S = 0.005
 """Between looks while calls wait; one that must not wait has waited for two of them at the most."""
@@ -21,7 +24,7 @@ PROOF_S = 1.0
 
 
 class Patience:
-    """Holds back while the consumer's and the tasks' threads use up a core, until a call is late.
+    """Holds back while the consumer's and the tasks' threads use up a core and no more, until a call is late.
 
     One is late where those at work block, or compute for long. Then nothing is held back for a while, which doubles
     where it happens again soon: what waits for nothing does so for a hundredth of the time at the most.
@@ -33,21 +36,22 @@ class Patience:
         self._pause_s = PAUSE_S
         self._lasted_s = PROOF_S
 
-    def look(self, *, elapsed_s: float, cpu_s: float, late: bool) -> bool:
+    def look(self, *, elapsed_s: float, cpu_s: float, late: bool, idle: bool = False) -> bool:
         """Whether calls are held back from now on.
 
         Args:
             elapsed_s: the time since the last look.
             cpu_s: what the threads have used of it, together.
             late: a call waits since before the last look.
+            idle: none has been offered since, and none waits.
         """
-        scarce = cpu_s >= SCARCE * elapsed_s
+        scarce = SCARCE * elapsed_s <= cpu_s <= PARALLEL * elapsed_s
         failed = self.holds and late
         if self.holds:
             self._lasted_s += elapsed_s
         if failed:
             self._pause_s = PAUSE_S if self._lasted_s >= PROOF_S else min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._lasted_s = 0.0
-        self.holds = scarce and not late
+        self.holds = scarce and not late and not idle
         self.next_look_s = LOOK_S if self.holds else self._pause_s if failed else PAUSE_S
         return self.holds

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -12,17 +13,20 @@ from typing import NamedTuple
 from legit_embedding.pool.patience import Patience
 from legit_embedding.threads import DaemonThreads, Work
 
+LOOK_AGAIN: Work = (Future(), lambda: None)
+"""For a thread that rests: something has been held back that none at work will take."""
+
 
 class CpuTime:
     """The CPU time of the threads that have joined it, and live; of none where the system does not tell (macOS)."""
 
     def __init__(self) -> None:
-        self._clocks: set[int] = set()
+        self._clocks: list[int] = []
 
     def join(self) -> None:
         """The calling thread's counts from now on."""
-        with suppress(AttributeError):
-            self._clocks.add(time.pthread_getcpuclockid(threading.get_ident()))
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
 
     def total_s(self) -> float:
         """In seconds; less than before where a thread has ended."""
@@ -31,7 +35,7 @@ class CpuTime:
             try:
                 total_s += time.clock_gettime(clock)
             except OSError:  # its thread has ended
-                self._clocks.discard(clock)
+                self._clocks.remove(clock)
         return total_s
 
 
@@ -95,7 +99,8 @@ class PatientThreads(DaemonThreads):
         if self._patient:
             self._held.append(work)
             if not self._may_wait():  # asked now that a thread which has done its call finds it
-                self._let_go()
+                # Not let go of here: a signal's handler could wait for a call that this thread has in its hands.
+                super()._put(LOOK_AGAIN)
         else:
             super()._put(work)
         if not self._watched:
@@ -103,18 +108,21 @@ class PatientThreads(DaemonThreads):
             self._alarms.put(None)
 
     def _take(self) -> Work | None:
-        # What is in the queue has not been held back, or has been for long enough.
-        if self._held and self._queue.empty():
-            with suppress(IndexError):
-                return self._held.popleft()
-        return super()._take()
+        while True:
+            # What is in the queue has not been held back, or has been for long enough.
+            if self._held and self._queue.empty():
+                with suppress(IndexError):
+                    return self._held.popleft()
+            work = super()._take()
+            if work is not LOOK_AGAIN:
+                return work
 
     def _may_wait(self) -> bool:
         """Whether it is patient still, and another call runs, or is in the queue, whose thread comes back for more."""
         return self._patient and len(self._unfinished) > len(self._held)
 
     def _let_go(self) -> None:
-        """Whoever is free takes what has been held back."""
+        """On the watcher's thread: whoever is free takes what has been held back."""
         with suppress(IndexError):
             while True:
                 work = self._held.popleft()
@@ -144,6 +152,7 @@ class PatientThreads(DaemonThreads):
             elapsed_s=self._seen.at_s - before.at_s,
             cpu_s=self._seen.cpu_s - before.cpu_s,
             late=len(self._held) > offered,
+            idle=not offered and not self._held,
         )
         if not self._patient:
             self._let_go()

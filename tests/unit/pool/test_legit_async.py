@@ -952,6 +952,12 @@ def test_after_as_many_tasks_as_a_child_may_do_the_worker_is_asked_to_stop(start
     assert worker.pool.info["max-tasks-per-child"] == 2
 
 
+def test_its_plain_tasks_are_watched(start):
+    before = set(threading.enumerate())
+    start()
+    assert "legit-task-watch" in {each.name for each in set(threading.enumerate()) - before}
+
+
 def test_a_memory_limit_below_what_the_worker_takes_stops_the_start(app):
     before = set(threading.enumerate())
     pool = TaskPool(1, app=app, max_memory_per_child=1000)

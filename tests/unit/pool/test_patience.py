@@ -4,12 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legit_embedding.pool.patience import LONGEST_PAUSE_S, LOOK_S, PAUSE_S, PROOF_S, SCARCE, Patience
+from legit_embedding.pool.patience import (
+    LONGEST_PAUSE_S,
+    LOOK_S,
+    PARALLEL,
+    PAUSE_S,
+    PROOF_S,
+    SCARCE,
+    Patience,
+)
 
 
-def look(patience, *, busy=1.0, late=False, elapsed_s=None):
+def look(patience, *, busy=1.0, late=False, idle=False, elapsed_s=None):
     elapsed_s = patience.next_look_s if elapsed_s is None else elapsed_s
-    return patience.look(elapsed_s=elapsed_s, cpu_s=busy * elapsed_s, late=late)
+    return patience.look(elapsed_s=elapsed_s, cpu_s=busy * elapsed_s, late=late, idle=idle)
 
 
 @pytest.fixture
@@ -25,8 +33,11 @@ def test_at_first_nothing_is_held_back():
     assert patience.next_look_s == PAUSE_S
 
 
-@pytest.mark.parametrize(("busy", "holds"), [(0.0, False), (SCARCE - 0.01, False), (SCARCE + 0.01, True), (1.1, True)])
-def test_it_holds_back_while_the_threads_use_up_a_core(busy, holds):
+@pytest.mark.parametrize(
+    ("busy", "holds"),
+    [(0.0, False), (SCARCE - 0.01, False), (SCARCE + 0.01, True), (PARALLEL - 0.01, True), (PARALLEL + 0.01, False)],
+)
+def test_it_holds_back_while_the_threads_use_up_a_core_and_no_more(busy, holds):
     patience = Patience()
     assert look(patience, busy=busy) is holds
     assert patience.next_look_s == (LOOK_S if holds else PAUSE_S)
@@ -45,6 +56,24 @@ def test_an_idle_moment_is_no_failure(patient):
         assert look(patient)
     assert not look(patient, late=True)
     assert patient.next_look_s == PAUSE_S
+
+
+def test_where_nothing_is_offered_nothing_is_held_back(patient):
+    assert not look(patient, idle=True)
+    assert patient.next_look_s == PAUSE_S
+    assert look(patient)
+    assert not look(patient, late=True)
+    assert patient.next_look_s == PAUSE_S  # it was no failure
+
+
+def test_a_late_call_without_patience_is_no_failure():
+    patience = Patience()
+    for _ in range(5):
+        assert not look(patience, late=True)
+    assert patience.next_look_s == PAUSE_S
+    assert look(patience)
+    assert not look(patience, late=True)
+    assert patience.next_look_s == PAUSE_S
 
 
 def test_after_a_late_call_nothing_is_held_back_for_a_while(patient):
@@ -79,7 +108,7 @@ def test_never_with_a_late_call_nor_with_a_core_to_spare(looks):
         elapsed_s = patience.next_look_s + over_s
         holds = look(patience, busy=busy, late=late, elapsed_s=elapsed_s)
         assert holds is patience.holds
-        if late or busy * elapsed_s < SCARCE * elapsed_s:
+        if late or not SCARCE * elapsed_s <= busy * elapsed_s <= PARALLEL * elapsed_s:
             assert not holds
         assert patience.next_look_s == LOOK_S if holds else PAUSE_S <= patience.next_look_s <= LONGEST_PAUSE_S
 

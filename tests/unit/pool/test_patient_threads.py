@@ -17,7 +17,7 @@ PATIENCE_S = 30
 
 
 class Cpu:
-    """In the place of the CPU time; the clock beside it goes on by a second a look."""
+    """In the place of the CPU time; the clock beside it goes on by two seconds a look."""
 
     def __init__(self):
         self.busy = 1.0
@@ -27,8 +27,8 @@ class Cpu:
         pass
 
     def clock(self):
-        self._at_s += 1.0
-        self._used_s += self.busy
+        self._at_s += 2.0
+        self._used_s += 2.0 * self.busy
         return self._at_s
 
     def total_s(self):
@@ -76,6 +76,13 @@ def settle(condition):
         time.sleep(0)
 
 
+def become_patient(threads):
+    """By a call that ran since the last look, all threads at rest."""
+    offer(threads, name).result(PATIENCE_S)
+    at_rest(threads)
+    assert threads.look() == LOOK_S
+
+
 def offer(threads, function):
     future = Future()
     assert threads.offer(future, function)
@@ -100,7 +107,7 @@ def test_without_patience_a_call_runs_beside_another(threads, gate):
 
 
 def test_with_patience_a_call_waits_for_the_one_that_runs_and_takes_its_thread(threads, gate):
-    threads.look()
+    become_patient(threads)
     first = offer(threads, lambda: (gate.enter(), name())[1])
     gate.await_arrivals(3)
     others = [offer(threads, name) for _ in range(5)]
@@ -111,14 +118,14 @@ def test_with_patience_a_call_waits_for_the_one_that_runs_and_takes_its_thread(t
 
 
 def test_with_patience_a_call_runs_at_once_where_no_other_does(threads):
-    threads.look()
+    become_patient(threads)
     for _ in range(100):
         assert offer(threads, name).result(PATIENCE_S).startswith("sample-")
         at_rest(threads)
 
 
 def test_calls_that_wait_run_in_their_order(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     order = []
     last = [offer(threads, lambda number=number: order.append(number)) for number in range(10)][-1]
@@ -128,7 +135,7 @@ def test_calls_that_wait_run_in_their_order(threads, gate):
 
 
 def test_a_call_that_is_late_runs_on_another_thread(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     waiting = offer(threads, name)
     assert threads.look() == LOOK_S  # it came since the last look
@@ -139,18 +146,17 @@ def test_a_call_that_is_late_runs_on_another_thread(threads, gate):
 
 
 def test_what_came_since_the_last_look_is_not_late(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     for _ in range(3):
         waiting = [offer(threads, name) for _ in range(4)] + [offer(threads, gate.enter)]
         assert threads.look() == LOOK_S
         gate.release(1)
         wait(waiting[:4], PATIENCE_S)
-    assert threads.look() == LOOK_S
 
 
 def test_where_a_core_is_to_spare_what_waits_runs_on_another_thread(threads, gate, cpu):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     waiting = offer(threads, name)
     cpu.busy = 0.5
@@ -160,12 +166,22 @@ def test_where_a_core_is_to_spare_what_waits_runs_on_another_thread(threads, gat
 
 def test_it_rests_when_nothing_is_offered(threads, gate, cpu):
     cpu.busy = 0.5
-    offer(threads, name).result(PATIENCE_S)
-    assert threads.look() == PAUSE_S
+    for _ in range(2):
+        for _ in range(3):
+            offer(threads, name).result(PATIENCE_S)
+        assert threads._alarms.qsize() == 1  # the first offer raises an alarm, which a watcher would take
+        threads._alarms.get()
+        assert threads.look() == PAUSE_S
+        assert threads.look() is None
+
+
+def test_it_rests_when_nothing_is_offered_and_a_body_computes_for_long(threads, gate, cpu):
+    become_patient(threads)
+    running(threads, gate)
+    assert threads.look() == LOOK_S
     assert threads.look() is None
-    assert threads._alarms.get(timeout=PATIENCE_S) is None  # of the first offer
-    offer(threads, name).result(PATIENCE_S)
-    assert threads._alarms.get(timeout=PATIENCE_S) is None  # and of the first after that
+    cpu.busy = 0.0
+    assert threads.begin() == PAUSE_S
 
 
 def test_an_offer_in_the_moment_in_which_it_would_rest_is_looked_after(threads, cpu):
@@ -184,14 +200,14 @@ def test_an_offer_in_the_moment_in_which_it_would_rest_is_looked_after(threads, 
 
 
 def test_a_call_left_behind_is_not_waited_for(threads, gate):
-    threads.look()
+    become_patient(threads)
     hung = running(threads, gate)
     threads.leave_behind(hung)
     assert offer(threads, name).result(PATIENCE_S).startswith("sample-")
 
 
 def test_what_waits_for_a_call_that_is_then_left_behind_is_late_soon(threads, gate):
-    threads.look()
+    become_patient(threads)
     hung = running(threads, gate)
     waiting = offer(threads, name)
     threads.leave_behind(hung)
@@ -209,7 +225,7 @@ def test_what_was_not_held_back_goes_first():
 
 
 def test_a_shutdown_cancels_what_waits(threads, gate):
-    threads.look()
+    become_patient(threads)
     hung = running(threads, gate)
     waiting = [offer(threads, name) for _ in range(3)]
     threads.shutdown()
@@ -238,7 +254,7 @@ class Interrupted(deque):
 
 
 def test_a_call_held_while_the_one_that_ran_ends_is_not_forgotten(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     threads._held = Interrupted()
 
@@ -246,12 +262,15 @@ def test_a_call_held_while_the_one_that_ran_ends_is_not_forgotten(threads, gate)
         gate.release()
         settle(lambda: len(threads._unfinished) == 1)
 
+    takers = []
     threads._held.before_append = end_it
-    assert offer(threads, name).result(PATIENCE_S).startswith("sample-")
+    threads._held.after_popleft = lambda: takers.append(name())
+    by = offer(threads, name).result(PATIENCE_S)
+    assert takers == [by]  # not the thread that offered: its signal handlers may wait for the call
 
 
 def test_a_call_held_while_patience_ends_is_not_forgotten(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     threads._held = Interrupted()
 
@@ -263,7 +282,7 @@ def test_a_call_held_while_patience_ends_is_not_forgotten(threads, gate):
 
 
 def test_what_is_let_go_of_during_a_shutdown_is_cancelled(threads, gate):
-    threads.look()
+    become_patient(threads)
     running(threads, gate)
     running_too = offer(threads, gate.enter)
     threads._let_go()
@@ -346,7 +365,6 @@ def test_the_cpu_time_is_that_of_the_threads_that_joined():
     cpu_time = CpuTime()
     assert cpu_time.total_s() == 0.0
     cpu_time.join()
-    cpu_time.join()
     before_s = time.thread_time()
     found_s = cpu_time.total_s()
     assert before_s <= found_s <= time.thread_time()
@@ -366,6 +384,13 @@ def test_where_the_system_does_not_tell_it_is_none(monkeypatch):
     cpu_time = CpuTime()
     cpu_time.join()
     assert cpu_time.total_s() == 0.0
+
+
+def test_each_thread_is_initialised_first():
+    ready = threading.local()
+    own = PatientThreads(1, "sample", lambda: setattr(ready, "value", "ready"))
+    assert own.submit(lambda: ready.value).result(PATIENCE_S) == "ready"
+    own.shutdown()
 
 
 def test_the_thread_that_offers_and_those_that_serve_count(gate):
