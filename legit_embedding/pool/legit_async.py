@@ -136,10 +136,10 @@ class TaskPool(BasePool):
         try:
             identity.install(self.app)  # now, when the lifespan may have brought tasks of its own
             self._retirement.require_room()
+            self._threads.watch()
         except Exception:
             self._close()
             raise
-        self._threads.watch()
         self._collector.start()
         self._loop.call(self._collector.attend, self._loop.loop)
 

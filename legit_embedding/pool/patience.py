@@ -22,6 +22,10 @@ LONGEST_PAUSE_S = 10.0
 PROOF_S = 1.0
 """How long patience must have done well for the next failure to count as the first."""
 
+SPELL_S = 1.0
+"""After this long without a break it lets go for one pause: with one thread at work nobody knows whether several would
+compute side by side."""
+
 
 class Patience:
     """Holds back while the consumer's and the tasks' threads use up a core and no more, until a call is late.
@@ -34,7 +38,8 @@ class Patience:
         self.holds = False
         self.next_look_s = PAUSE_S
         self._pause_s = PAUSE_S
-        self._lasted_s = PROOF_S
+        self._lasted_s = PROOF_S  # since the last failure
+        self._spell_s = 0.0
 
     def look(self, *, elapsed_s: float, cpu_s: float, late: bool, idle: bool = False) -> bool:
         """Whether calls are held back from now on.
@@ -49,9 +54,12 @@ class Patience:
         failed = self.holds and late
         if self.holds:
             self._lasted_s += elapsed_s
+            self._spell_s += elapsed_s
         if failed:
             self._pause_s = PAUSE_S if self._lasted_s >= PROOF_S else min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._lasted_s = 0.0
-        self.holds = scarce and not late and not idle
+        self.holds = scarce and not late and not idle and self._spell_s < SPELL_S
+        if not self.holds:
+            self._spell_s = 0.0
         self.next_look_s = LOOK_S if self.holds else self._pause_s if failed else PAUSE_S
         return self.holds

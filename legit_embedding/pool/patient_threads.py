@@ -21,21 +21,21 @@ class CpuTime:
     """The CPU time of the threads that have joined it, and live; of none where the system does not tell (macOS)."""
 
     def __init__(self) -> None:
-        self._clocks: list[int] = []
+        self._clocks: set[int] = set()
 
     def join(self) -> None:
         """The calling thread's counts from now on."""
         if hasattr(time, "pthread_getcpuclockid"):
-            self._clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
+            self._clocks.add(time.pthread_getcpuclockid(threading.get_ident()))
 
     def total_s(self) -> float:
         """In seconds; less than before where a thread has ended."""
         total_s = 0.0
-        for clock in tuple(self._clocks):
+        for clock in self._clocks.copy():
             try:
                 total_s += time.clock_gettime(clock)
             except OSError:  # its thread has ended
-                self._clocks.remove(clock)
+                self._clocks.discard(clock)
         return total_s
 
 
@@ -87,11 +87,10 @@ class PatientThreads(DaemonThreads):
             threading.Thread(target=self._watch, name=f"{self._name}-watch", daemon=True).start()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: D102  as its base's
-        self._closed = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
         with suppress(IndexError):
             while True:
                 self._held.popleft()[0].cancel()
-        super().shutdown(wait, cancel_futures=cancel_futures)
         self._alarms.put(None)
 
     def _put(self, work: Work) -> None:
@@ -131,13 +130,17 @@ class PatientThreads(DaemonThreads):
                     work[0].cancel()
 
     def _watch(self) -> None:
-        while not self._closed:
-            self._alarms.get()
-            pause_s: float | None = self.begin()
-            while pause_s is not None and not self._closed:
-                with suppress(Empty):
-                    self._alarms.get(timeout=pause_s)
-                pause_s = self.look()
+        try:
+            while not self._closed:
+                self._alarms.get()
+                pause_s: float | None = self.begin()
+                while pause_s is not None and not self._closed:
+                    with suppress(Empty):
+                        self._alarms.get(timeout=pause_s)
+                    pause_s = self.look()
+        finally:  # nobody looks any more: nothing may wait
+            self._patient = False
+            self._let_go()
 
     def begin(self) -> float:
         """Something has been offered: how long until the first look."""
@@ -160,7 +163,6 @@ class PatientThreads(DaemonThreads):
                 self._watched = False
                 if self._offered == self._seen.offered:  # looked at again: whoever offers from now on raises an alarm
                     return None
-                self._watched = True
         return self._patience.next_look_s
 
     def _see(self) -> Seen:

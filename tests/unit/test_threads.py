@@ -251,6 +251,7 @@ def test_an_offer_that_raises_costs_its_thread_nothing(threads):
     future = Future()
     assert threads.offer(future, lambda: 1 / 0)
     assert isinstance(future.exception(PATIENCE_S), ZeroDivisionError)
+    until_free(threads)
     assert threads.submit(name_and, 2).result(PATIENCE_S) == ("sample-1", 2)
 
 

@@ -11,6 +11,7 @@ from legit_embedding.pool.patience import (
     PAUSE_S,
     PROOF_S,
     SCARCE,
+    SPELL_S,
     Patience,
 )
 
@@ -90,14 +91,29 @@ def test_the_while_doubles_where_it_fails_again_soon_up_to_a_bound(patient):
         assert look(patient)
     assert pauses[:3] == [PAUSE_S, 2 * PAUSE_S, 4 * PAUSE_S]
     assert pauses[-1] == LONGEST_PAUSE_S
+    assert not look(patient, busy=0.5)
+    assert patient.next_look_s == PAUSE_S
 
 
 def test_where_it_has_done_well_for_long_the_next_failure_counts_as_the_first(patient):
     for _ in range(3):
         look(patient, late=True)
         look(patient)
-    assert look(patient, elapsed_s=PROOF_S)
-    assert not look(patient, late=True)
+    assert look(patient, elapsed_s=PROOF_S / 2)
+    assert not look(patient, idle=True)
+    assert look(patient)
+    assert not look(patient, late=True, elapsed_s=PROOF_S / 2)
+    assert patient.next_look_s == PAUSE_S
+
+
+def test_each_spell_has_an_end_to_see_how_it_is_without(patient):
+    for _ in range(3):
+        assert look(patient, elapsed_s=0.6 * SPELL_S)
+        assert not look(patient, elapsed_s=0.6 * SPELL_S)
+        assert patient.next_look_s == PAUSE_S
+        assert look(patient)
+    assert not look(patient, elapsed_s=1.2 * SPELL_S)
+    assert not look(patient, busy=PARALLEL + 0.1)
     assert patient.next_look_s == PAUSE_S
 
 

@@ -17,7 +17,7 @@ PATIENCE_S = 30
 
 
 class Cpu:
-    """In the place of the CPU time; the clock beside it goes on by two seconds a look."""
+    """In the place of the CPU time; the clock beside it goes on by 20 ms a look."""
 
     def __init__(self):
         self.busy = 1.0
@@ -27,8 +27,8 @@ class Cpu:
         pass
 
     def clock(self):
-        self._at_s += 2.0
-        self._used_s += 2.0 * self.busy
+        self._at_s += 0.02
+        self._used_s += 0.02 * self.busy
         return self._at_s
 
     def total_s(self):
@@ -145,6 +145,16 @@ def test_a_call_that_is_late_runs_on_another_thread(threads, gate):
     assert offer(threads, name).result(PATIENCE_S).startswith("sample-")  # and none waits for a while
 
 
+def test_a_call_is_late_although_others_have_come_since(threads, gate):
+    become_patient(threads)
+    running(threads, gate)
+    waiting = offer(threads, name)
+    assert threads.look() == LOOK_S
+    offer(threads, name)
+    assert threads.look() == PAUSE_S
+    assert waiting.result(PATIENCE_S).startswith("sample-")
+
+
 def test_what_came_since_the_last_look_is_not_late(threads, gate):
     become_patient(threads)
     running(threads, gate)
@@ -153,6 +163,7 @@ def test_what_came_since_the_last_look_is_not_late(threads, gate):
         assert threads.look() == LOOK_S
         gate.release(1)
         wait(waiting[:4], PATIENCE_S)
+        settle(lambda: not threads._held)
 
 
 def test_where_a_core_is_to_spare_what_waits_runs_on_another_thread(threads, gate, cpu):
