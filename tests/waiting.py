@@ -14,6 +14,11 @@ def until(condition, what="it", *, timeout_s=PATIENCE_S, more=lambda: ""):
         time.sleep(LOOK_S)
 
 
+def until_free(threads):
+    """A call's result is there a moment before its thread is free."""
+    until(lambda: ", 0 calls" in repr(threads), "the threads")
+
+
 def close_client(app):
     """Closes a producer that waited for results.
 

@@ -41,7 +41,7 @@ class Patience:
         self._lasted_s = PROOF_S  # since the last failure
         self._spell_s = 0.0
 
-    def look(self, *, elapsed_s: float, cpu_s: float, late: bool, idle: bool = False) -> bool:
+    def look(self, *, elapsed_s: float, cpu_s: float, late: bool, idle: bool) -> bool:
         """Whether calls are held back from now on.
 
         Args:

@@ -73,7 +73,6 @@ class PatientThreads(DaemonThreads):
         super().__init__(size, name, enter)
         self._clock = clock
         self._patience = Patience()
-        self._patient = False
         self._held: deque[Work] = deque()
         self._offered = 0
         self._seen = Seen(0.0, 0.0, 0)
@@ -95,7 +94,7 @@ class PatientThreads(DaemonThreads):
 
     def _put(self, work: Work) -> None:
         self._offered += 1
-        if self._patient:
+        if self._patience.holds:
             self._held.append(work)
             if not self._may_wait():  # asked now that a thread which has done its call finds it
                 # Not let go of here: a signal's handler could wait for a call that this thread has in its hands.
@@ -118,7 +117,7 @@ class PatientThreads(DaemonThreads):
 
     def _may_wait(self) -> bool:
         """Whether it is patient still, and another call runs, or is in the queue, whose thread comes back for more."""
-        return self._patient and len(self._unfinished) > len(self._held)
+        return self._patience.holds and len(self._unfinished) > len(self._held)
 
     def _let_go(self) -> None:
         """On the watcher's thread: whoever is free takes what has been held back."""
@@ -139,7 +138,7 @@ class PatientThreads(DaemonThreads):
                         self._alarms.get(timeout=pause_s)
                     pause_s = self.look()
         finally:  # nobody looks any more: nothing may wait
-            self._patient = False
+            self._patience.holds = False
             self._let_go()
 
     def begin(self) -> float:
@@ -151,13 +150,13 @@ class PatientThreads(DaemonThreads):
         """Decides, and lets go of what must not wait: how long until the next look; None where nothing is offered."""
         before, self._seen = self._seen, self._see()
         offered = self._seen.offered - before.offered
-        self._patient = self._patience.look(
+        self._patience.look(
             elapsed_s=self._seen.at_s - before.at_s,
             cpu_s=self._seen.cpu_s - before.cpu_s,
             late=len(self._held) > offered,
             idle=not offered and not self._held,
         )
-        if not self._patient:
+        if not self._patience.holds:
             self._let_go()
             if not offered:
                 self._watched = False

@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import Future
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from legit_embedding.testing.clock import settle
 from legit_embedding.testing.gate import Gate
 from legit_embedding.threads import DaemonThreads, run_on
+from tests.waiting import until_free
 
 PATIENCE_S = 30
 
@@ -300,11 +300,3 @@ def test_an_offer_is_not_lost_where_its_thread_is_left_behind_in_the_same_moment
         future = threads.submit(name_and, 1)
     assert future.result(PATIENCE_S)[1] == 1
     threads.shutdown()
-
-
-def until_free(threads):
-    """A call's result is there a moment before its thread is free."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while ", 0 calls" not in repr(threads):
-        assert time.monotonic() < deadline_s
-        threading.Event().wait(0.001)

@@ -12,6 +12,7 @@ import pytest
 from legit_embedding.pool.patience import LOOK_S, PAUSE_S
 from legit_embedding.pool.patient_threads import CpuTime, PatientThreads
 from legit_embedding.testing.gate import Gate
+from tests.waiting import until, until_free
 
 PATIENCE_S = 30
 
@@ -56,30 +57,17 @@ def threads(cpu, gate):
     gate.await_arrivals(2)
     gate.release()
     wait(started, PATIENCE_S)
-    at_rest(own)
+    until_free(own)
     gate.hold()
     own.begin()
     yield own
     own.shutdown(cancel_futures=True)
 
 
-def at_rest(threads):
-    """Returns when no call is unfinished: a future is done a moment before its thread is."""
-    settle(lambda: not threads._unfinished)
-
-
-def settle(condition):
-    """Lets the other threads run until it holds."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0)
-
-
 def become_patient(threads):
     """By a call that ran since the last look, all threads at rest."""
     offer(threads, name).result(PATIENCE_S)
-    at_rest(threads)
+    until_free(threads)
     assert threads.look() == LOOK_S
 
 
@@ -121,7 +109,7 @@ def test_with_patience_a_call_runs_at_once_where_no_other_does(threads):
     become_patient(threads)
     for _ in range(100):
         assert offer(threads, name).result(PATIENCE_S).startswith("sample-")
-        at_rest(threads)
+        until_free(threads)
 
 
 def test_calls_that_wait_run_in_their_order(threads, gate):
@@ -163,7 +151,7 @@ def test_what_came_since_the_last_look_is_not_late(threads, gate):
         assert threads.look() == LOOK_S
         gate.release(1)
         wait(waiting[:4], PATIENCE_S)
-        settle(lambda: not threads._held)
+        until(lambda: not threads._held)
 
 
 def test_where_a_core_is_to_spare_what_waits_runs_on_another_thread(threads, gate, cpu):
@@ -271,7 +259,7 @@ def test_a_call_held_while_the_one_that_ran_ends_is_not_forgotten(threads, gate)
 
     def end_it():
         gate.release()
-        settle(lambda: len(threads._unfinished) == 1)
+        until(lambda: len(threads._unfinished) == 1)
 
     takers = []
     threads._held.before_append = end_it
@@ -286,7 +274,7 @@ def test_a_call_held_while_patience_ends_is_not_forgotten(threads, gate):
     threads._held = Interrupted()
 
     def lose_patience():
-        threads._patient = False
+        threads._patience.holds = False
 
     threads._held.after_append = lose_patience
     assert offer(threads, name).result(PATIENCE_S).startswith("sample-")
@@ -315,7 +303,7 @@ def test_the_watcher_lets_go_of_what_waits_for_a_body_that_blocks(cpu, gate):
         own.submit(gate.enter)
     gate.await_arrivals(2)
     gate.release(1)
-    own._patient = True  # as it would be after the next look
+    own._patience.holds = True  # as it would be after the next look
     assert offer(own, name).result(PATIENCE_S).startswith("sample-")
     gate.release()
     own.shutdown()
@@ -334,7 +322,7 @@ def test_its_watcher_ends_with_the_shutdown(asleep):
     own.submit(name).result(PATIENCE_S)
     if not asleep:
         offer(own, name).result(PATIENCE_S)
-        settle(lambda: own._seen.offered)
+        until(lambda: own._seen.offered)
     own.shutdown()
     watcher.join(PATIENCE_S)
     assert not watcher.is_alive()
@@ -386,7 +374,7 @@ def test_the_cpu_time_of_a_thread_that_has_ended_no_longer_counts():
     thread = threading.Thread(target=cpu_time.join)
     thread.start()
     thread.join()
-    settle(lambda: cpu_time.total_s() == 0.0)  # the system's thread ends a moment after Python's
+    until(lambda: cpu_time.total_s() == 0.0)  # the system's thread ends a moment after Python's
     assert not cpu_time._clocks
 
 
