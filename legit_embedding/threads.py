@@ -6,8 +6,10 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from legit_embedding.handover import Handover
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +28,7 @@ class DaemonThreads(Executor):
         self._size = size
         self._name = name
         self._initializer = initializer
-        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._queue: Handover[Work | None] = Handover()
         self._lock = threading.Lock()
         self._started = 0
         self._serving = 0
