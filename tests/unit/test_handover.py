@@ -1,5 +1,6 @@
 """What is put in comes out once and in order, and the thread that waited last gets it."""
 
+import sys
 import threading
 from collections import Counter, deque
 from queue import Empty
@@ -79,15 +80,20 @@ def test_as_many_are_woken_as_there_are_items(handover):
 
 
 class Late(deque):
-    """Something is put in after a thread has found it empty, and before or after it says that it waits."""
+    """Something is put in after a thread has found it empty."""
 
-    at_empty = staticmethod(lambda: None)
+    at_empty = at_look = staticmethod(lambda: None)
 
     def popleft(self):
-        if not self:
+        if len(self) == 0:
             self.at_empty()
             raise IndexError
         return super().popleft()
+
+    def __bool__(self):
+        if len(self) == 0:
+            self.at_look()
+        return len(self) > 0
 
 
 def test_what_is_put_in_before_a_thread_waits_is_found(handover):
@@ -98,14 +104,52 @@ def test_what_is_put_in_before_a_thread_waits_is_found(handover):
 
 
 def test_what_is_put_in_while_a_thread_begins_to_wait_wakes_it(handover):
-    class Waiting(list):
-        def append(self, lock):
-            super().append(lock)
-            handover.put("late")
+    handover._items = Late()
+    found = []
 
-    handover._waiting = Waiting()
+    def put_once():
+        handover._items.at_look = lambda: None
+        found.extend(handover._waiting)
+        handover.put("late")
+
+    handover._items.at_look = put_once
     assert handover.get() == "late"
+    assert [lock.locked() for lock in found] == [False]
     assert not handover._waiting
+
+
+def test_a_thread_that_another_has_woken_meanwhile_is_none_of_ours(handover):
+    class Woken(list):
+        def __bool__(self):
+            return True
+
+    handover._waiting = Woken()
+    handover.put(1)
+    assert handover.get() == 1
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="a trace function is told of each step up to Python 3.11")
+def test_wherever_a_signal_interrupts_a_put_each_thread_waits_or_is_woken(handover):
+    locks = [threading.Lock() for _ in range(2)]
+    for lock in locks:
+        lock.acquire()
+    handover._waiting += locks
+    steps = []
+
+    def trace(frame, event, _):
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_code is Handover.put.__code__:
+            steps.append([lock in handover._waiting or not lock.locked() for lock in locks])
+        return trace
+
+    sys.settrace(trace)
+    try:
+        handover.put(1)
+    finally:
+        sys.settrace(None)
+    assert len(steps) > 10
+    assert all(map(all, steps))
+    assert [lock.locked() for lock in locks] == [True, False]
 
 
 def test_with_many_threads_at_both_ends_each_item_comes_out_once(handover):
