@@ -4,7 +4,6 @@ import importlib.util
 from datetime import UTC, datetime, timedelta
 
 from tests.conformance.conftest import PATIENCE_S, both_kinds, until
-from tests.waiting import until
 
 
 def test_a_worker_answers_a_ping(shared):
