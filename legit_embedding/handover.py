@@ -1,14 +1,13 @@
-"""A queue between threads whose last waiter is woken first.
+"""A queue between threads whose last waiter is woken first, and one at a time.
 
 `queue.SimpleQueue` lets its waiters take turns: of eight threads for short calls each comes to cold caches. Here one or
-two of them do everything for as long as they suffice.
+two of them do everything for as long as they suffice: while a thread is on its way no other is woken, and it wakes the
+next one where it leaves something (as Tokio's scheduler has at most one worker that wakes up to search).
 """
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
-from operator import methodcaller
 from queue import Empty
 from typing import Generic, TypeVar
 
@@ -23,26 +22,27 @@ class Handover(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        # A lock for each thread that waits, taken already: whoever releases it wakes the thread.
+        # A lock for each thread that waits, taken already: whoever releases it wakes the thread, which is on its way
+        # until it takes its lock away.
         self._waiting: list[threading.Lock] = []
-        # Takes the last one away and releases it, in one step of the interpreter's: a signal's handler between the two
-        # would find its thread neither waiting nor awake.
-        self._wake: Iterator[None] = map(methodcaller("release"), iter(self._waiting.pop, None))
 
     def put(self, item: T) -> None:
-        """Adds it at the end, and wakes one of those that wait."""
+        """Adds it at the end; one of those that wait, if there are any, comes for it."""
         self._items.append(item)
         if self._waiting:  # else all are at work, and look before they wait
-            with suppress(IndexError):  # another has woken it
-                next(self._wake)
+            self._wake()
 
     def get(self) -> T:
         """The first one; waits for it."""
         while True:
             try:
-                return self._items.popleft()
+                item = self._items.popleft()
             except IndexError:
                 self._wait()
+            else:
+                if self._items and self._waiting:  # put in while this thread was on its way, and nobody else is now
+                    self._wake()
+                return item
 
     def get_nowait(self) -> T:
         """The first one.
@@ -59,13 +59,18 @@ class Handover(Generic[T]):
         """Whether there is none now."""
         return not self._items
 
+    def _wake(self) -> None:
+        """The last of those that wait is on its way afterwards, if it is not already."""
+        with suppress(IndexError, RuntimeError):  # meanwhile it has come, or another has released its lock
+            lock = self._waiting[-1]
+            if lock.locked():
+                lock.release()
+
     def _wait(self) -> None:
         """Returns when something may be there."""
         lock = threading.Lock()
         lock.acquire()
         self._waiting.append(lock)
-        if self._items:  # looked at again, now that whoever puts something in finds this thread
-            with suppress(ValueError):  # it has been woken
-                self._waiting.remove(lock)
-        else:
+        if not self._items:  # looked at again, now that whoever puts something in finds this thread
             lock.acquire()
+        self._waiting.remove(lock)  # before it looks once more: what is put in from now on wakes another

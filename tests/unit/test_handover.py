@@ -1,4 +1,4 @@
-"""What is put in comes out once and in order, and the thread that waited last gets it."""
+"""What is put in comes out once and in order, and one thread at a time is woken for it, the one that waited last."""
 
 import sys
 import threading
@@ -118,38 +118,103 @@ def test_what_is_put_in_while_a_thread_begins_to_wait_wakes_it(handover):
     assert not handover._waiting
 
 
+def waiters(handover, count):
+    """The locks of threads that sleep, the last of them first."""
+    locks = [threading.Lock() for _ in range(count)]
+    for lock in locks:
+        lock.acquire()
+    handover._waiting += locks
+    return locks[::-1]
+
+
+def asleep(locks):
+    return [lock.locked() for lock in locks]
+
+
+def test_while_a_thread_is_on_its_way_no_other_is_woken(handover):
+    locks = waiters(handover, 3)
+    for number in range(5):
+        handover.put(number)
+    assert asleep(locks) == [False, True, True]
+
+
+@pytest.mark.parametrize(("items", "others_asleep"), [(1, [True, True]), (2, [False, True]), (5, [False, True])])
+def test_a_thread_that_has_come_wakes_the_next_one_where_it_leaves_something(handover, items, others_asleep):
+    locks = waiters(handover, 2)
+    got = []
+    thread = threading.Thread(target=lambda: got.append(handover.get()), daemon=True)
+    thread.start()
+    waiting(handover, 3)
+    handover._items.extend(range(items - 1))  # before it has come
+    handover.put(items - 1)
+    thread.join(PATIENCE_S)
+    assert got == [0]
+    assert asleep(locks) == others_asleep
+
+
 def test_a_thread_that_another_has_woken_meanwhile_is_none_of_ours(handover):
-    class Woken(list):
+    class Gone(list):
         def __bool__(self):
             return True
 
-    handover._waiting = Woken()
+    handover._waiting = Gone()
+    handover.put(1)
+    assert handover.get() == 1
+
+
+def test_of_two_that_wake_the_same_thread_one_does(handover):
+    class Raced(list):
+        """Another releases the lock after it has been looked at."""
+
+        def __getitem__(self, at):
+            return self
+
+        def locked(self):
+            return True
+
+        def release(self):
+            raise RuntimeError("release unlocked lock")
+
+    handover._waiting = Raced([None])
     handover.put(1)
     assert handover.get() == 1
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="a trace function is told of each step up to Python 3.11")
-def test_wherever_a_signal_interrupts_a_put_each_thread_waits_or_is_woken(handover):
-    locks = [threading.Lock() for _ in range(2)]
-    for lock in locks:
-        lock.acquire()
-    handover._waiting += locks
-    steps = []
+def test_wherever_a_signal_interrupts_a_put_what_its_handler_puts_in_has_a_thread():
+    steps = 0
+    while interrupted_at(steps):
+        steps += 1
+    assert steps > 10
+
+
+def interrupted_at(step):
+    """Whether a put has as many steps; a handler has put something in there, and waits for a thread to take it."""
+    handover = Handover()
+    locks = waiters(handover, 2)
+    codes = {Handover.put.__code__, Handover._wake.__code__}
+    left = step
+    on_their_way = []
 
     def trace(frame, event, _):
+        nonlocal left
         frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_code is Handover.put.__code__:
-            steps.append([lock in handover._waiting or not lock.locked() for lock in locks])
+        if event == "opcode" and frame.f_code in codes:
+            left -= 1
+            if left == -1:
+                sys.settrace(None)
+                handover.put("from the handler")
+                on_their_way.append(asleep(locks))
         return trace
 
     sys.settrace(trace)
     try:
-        handover.put(1)
+        handover.put("from whom it interrupts")
     finally:
         sys.settrace(None)
-    assert len(steps) > 10
-    assert all(map(all, steps))
-    assert [lock.locked() for lock in locks] == [True, False]
+    assert asleep(locks) == [False, True]
+    assert on_their_way in ([], [[False, True]])
+    return bool(on_their_way)
 
 
 def test_with_many_threads_at_both_ends_each_item_comes_out_once(handover):
