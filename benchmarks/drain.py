@@ -166,7 +166,7 @@ def combinations(arguments: argparse.Namespace) -> list[Combination]:
 
 def compare(
     wanted: Sequence[Combination], brokers: Mapping[str, Broker], arguments: argparse.Namespace, console: Console
-) -> dict[Combination, list[Run]]:
+) -> dict[str, list[Run]]:
     """Runs all of them in turns, back and forth, so that none always follows the same one."""
     runs: dict[str, list[Run]] = {str(each): [] for each in wanted}
     for number in range(arguments.rounds):

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 from rich.console import Console
@@ -98,7 +98,8 @@ def measure(servers: Servers, env: Mapping[str, str], *, rtt_ms: float, items: i
         used_s = cpu_seconds(worker.pid) - cpu_s
         worker.stop()
     entries = servers.results.xlen(STREAM)
-    failed = sum(fields.get(b"status") != b"ok" for _, fields in servers.results.xrange(STREAM, count=warm_up))
+    oldest = cast(list[tuple[bytes, dict[bytes, bytes]]], servers.results.xrange(STREAM, count=warm_up))
+    failed = sum(fields.get(b"status") != b"ok" for _, fields in oldest)
     if entries != warm_up + items or failed:
         raise RunFailedError(f"{entries} entries of {warm_up + items} tasks, {failed} of the first ones failed")
     return Run(items, items / taken_s, used_s / items * 1e6)

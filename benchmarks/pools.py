@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import redis
 from celery import Celery
@@ -89,13 +90,15 @@ def messages(client: redis.Redis, url: str, task: str, count: int) -> list[bytes
         for _ in range(count):
             app.send_task(f"benchmarks.null_tasks.{task}", producer=producer)
     app.close()
-    return client.lrange(QUEUE, 0, -1)
+    return cast(list[bytes], client.lrange(QUEUE, 0, -1))
 
 
 def left(client: redis.Redis) -> int:
     """How many messages wait or are worked on."""
     with client.pipeline() as pipeline:
-        return sum(pipeline.llen(QUEUE).hlen("unacked").execute())
+        pipeline.llen(QUEUE)
+        pipeline.hlen("unacked")
+        return sum(pipeline.execute())
 
 
 def measure(pool: Pool, column: Column, queued: Sequence[bytes], url: str, client: redis.Redis) -> Run:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from legit_embedding.clock import SystemClock
-from legit_embedding.config import Settings
+from legit_embedding.config import load_settings
 from legit_embedding.contract import EntryTemplate, Names
 from legit_embedding.publish.routing import RoutingRules
 from legit_embedding.publish.streams import Publisher
@@ -57,7 +57,7 @@ def make_entries(count: int) -> list[Entry]:
 
 
 async def _publish(url: str, entries: list[Entry], seconds: float) -> float:
-    settings = Settings(results_stream=STREAM)
+    settings = load_settings(results_stream=STREAM)
     publisher = Publisher(
         settings=settings,
         url=url,

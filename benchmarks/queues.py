@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from json import loads
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import redis
 from celery import Celery
@@ -174,7 +174,8 @@ def waiting(client: redis.Redis, queues: Sequence[str]) -> int:
     with client.pipeline() as pipeline:
         for queue in queues:
             pipeline.llen(queue)
-        return sum(pipeline.hlen("unacked").execute())
+        pipeline.hlen("unacked")
+        return sum(pipeline.execute())
 
 
 def message(client: redis.Redis, url: str, task: str, queue: str, args: Sequence[Any]) -> bytes:
@@ -183,7 +184,7 @@ def message(client: redis.Redis, url: str, task: str, queue: str, args: Sequence
     app = Celery(broker=url, set_as_current=False)
     app.send_task(task, args=args, queue=queue)
     app.close()
-    return client.lrange(queue, 0, 0)[0]
+    return cast(bytes, client.lrange(queue, 0, 0)[0])
 
 
 def sized_message(client: redis.Redis, url: str, task: str, queue: str, nbytes: int) -> bytes:

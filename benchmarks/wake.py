@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import redis
 from kombu import Connection, Queue
@@ -32,7 +32,7 @@ def a_message(client: redis.Redis, url: str) -> bytes:
     """One as it lies in its queue."""
     with Connection(url) as connection:
         connection.Producer().publish(1, exchange="", routing_key=QUEUE, declare=[Queue(QUEUE, routing_key=QUEUE)])
-    return client.rpop(QUEUE)
+    return cast(bytes, client.rpop(QUEUE))
 
 
 def measure(rtt_ms: float, messages: int) -> list[float]:

@@ -19,7 +19,7 @@ class Arrival:
     milliseconds: float
 
 
-def nearest(arrivals: Sequence[Arrival]) -> dict[str, tuple[str, float]]:
+def nearest(arrivals: Sequence[Arrival]) -> dict[str | None, tuple[str | None, float]]:
     """For each text the id of the text with the highest cosine to it, and that cosine."""
     entries = [a.entry for a in arrivals if a.entry.modality == "text" and a.entry.embedding is not None]
     if len(entries) <= 1:
