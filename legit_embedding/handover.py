@@ -1,8 +1,8 @@
-"""A queue between threads whose last waiter is woken first, and one at a time.
+"""A queue between threads whose last waiter is woken first, and alone.
 
 `queue.SimpleQueue` lets its waiters take turns: of eight threads for short calls each comes to cold caches. Here one or
-two of them do everything for as long as they suffice: while a thread is on its way no other is woken, and it wakes the
-next one where it leaves something (as Tokio's scheduler has at most one worker that wakes up to search).
+two of them do everything for as long as they suffice: while a thread is on its way no other is woken, and only when it
+has come are as many woken as it leaves items (Tokio's scheduler, too, holds back while a worker wakes up to search).
 """
 
 import threading
@@ -30,19 +30,22 @@ class Handover(Generic[T]):
         """Adds it at the end; one of those that wait, if there are any, comes for it."""
         self._items.append(item)
         if self._waiting:  # else all are at work, and look before they wait
-            self._wake()
+            self._wake(1)
 
     def get(self) -> T:
         """The first one; waits for it."""
+        waited = False
         while True:
             try:
                 item = self._items.popleft()
             except IndexError:
                 self._wait()
-            else:
-                if self._items and self._waiting:  # put in while this thread was on its way, and nobody else is now
-                    self._wake()
-                return item
+                waited = True
+                continue
+            left = len(self._items)
+            if waited and left:  # put in while this thread was on its way
+                self._wake(left)
+            return item
 
     def get_nowait(self) -> T:
         """The first one.
@@ -59,12 +62,13 @@ class Handover(Generic[T]):
         """Whether there is none now."""
         return not self._items
 
-    def _wake(self) -> None:
-        """The last of those that wait is on its way afterwards, if it is not already."""
-        with suppress(IndexError, RuntimeError):  # meanwhile it has come, or another has released its lock
-            lock = self._waiting[-1]
+    def _wake(self, count: int) -> None:
+        """The last so many of those that wait are on their way afterwards."""
+        for lock in self._waiting[-count:]:
+            # Taken once more where its thread is just coming: then this does nothing.
             if lock.locked():
-                lock.release()
+                with suppress(RuntimeError):  # meanwhile another has released it
+                    lock.release()
 
     def _wait(self) -> None:
         """Returns when something may be there."""
