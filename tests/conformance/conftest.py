@@ -1,6 +1,6 @@
 """One suite of behaviours, run on any of Celery's pools and brokers, and the table of what came out.
 
-    pytest tests/conformance                                                 this pool, on every broker at hand
+    pytest tests/conformance                                                 this pool, by its own transports
     pytest tests/conformance --pools legit_async,threads,prefork --brokers valkey --table docs/conformance.md
 
 What another pool does not do is a finding about that pool, and is written down, not a failure of the run.
@@ -137,6 +137,11 @@ class Site:
     def notes(self, key):
         """What the tasks noted under this key, in order."""
         return self.redis.lrange(f"note:{key}", 0, -1)
+
+    def wait_until_active(self, *results):
+        """Returns once the worker knows that these run: on other pools a body begins before its worker hears of it."""
+        ids = {result.id for result in results}
+        until(lambda: ids <= {request["id"] for request in self.ask("active")}, "the worker to know what runs")
 
     def wait_for_notes(self, key, count):
         until(lambda: len(self.notes(key)) >= count, f"{count} notes on {key}")
@@ -299,6 +304,9 @@ def since(version, what):
     name = ".".join(map(str, version))
     return pytest.mark.skipif(version_info[:2] < version, reason=f"Celery has this from {name} on: {what}")
 
+
+stops_tasks = pytest.mark.not_applicable(pool="threads", reason="Celery's threads pool cannot stop a task")
+"""A behaviour for which a running task must be stopped."""
 
 both_kinds = pytest.mark.parametrize("kind", ["async", "plain"])
 """A behaviour of `async def` and of plain tasks."""

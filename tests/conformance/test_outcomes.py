@@ -139,6 +139,15 @@ def test_autoretry_backs_off_twice_as_long_each_time_up_to_the_maximum(shared, k
     assert shared.notes(result.id) == ["3", "6", "10", "10"]
 
 
+@both_kinds
+def test_a_retry_comes_when_it_has_backed_off(shared, kind):
+    result = shared.send("outcomes.back_off_for_a_second", kind=kind)
+    with pytest.raises(KeyError):
+        result.get(timeout=PATIENCE_S)
+    first_s, second_s = map(float, shared.notes(result.id))
+    assert second_s - first_s >= 1
+
+
 # -- no outcome --------------------------------------------------------------------------------------------------------
 
 

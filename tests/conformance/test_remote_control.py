@@ -1,7 +1,9 @@
 """Remote control"""
 
 import importlib.util
+import re
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 from tests.conformance.conftest import PATIENCE_S, both_kinds, until
 
@@ -47,8 +49,8 @@ def test_revoked_tells_what_was_revoked(shared, key):
 
 def test_registered_tells_the_tasks_and_what_is_asked_of_them(shared):
     assert "conformance_app.outcomes.add" in shared.ask("registered")
-    with_limits = shared.app.control.inspect([shared.node], timeout=PATIENCE_S).registered("rate_limit")
-    assert any(name.startswith("conformance_app.outcomes.add") for name in with_limits[shared.node])
+    assert "conformance_app.rate_and_eta.tell_rarely [rate_limit=5/s]" in shared.ask("registered", "rate_limit")
+    assert "conformance_app.life_cycle.wait [acks_late=True]" in shared.ask("registered", "acks_late")
 
 
 def test_stats_tells_of_pool_broker_and_process(shared):
@@ -68,7 +70,10 @@ def test_stats_counts_tasks_by_name(shared):
 
 
 def test_a_report_names_the_versions_and_settings(shared):
-    assert "celery:" in shared.ask("report")["ok"]
+    report = shared.ask("report")["ok"]
+    assert f"celery:{version('celery')}" in report
+    assert f"kombu:{version('kombu')}" in report
+    assert f"task_default_queue: '{shared.queue}'" in report
 
 
 def test_conf_and_clock_and_active_queues_are_told(shared):
@@ -79,11 +84,12 @@ def test_conf_and_clock_and_active_queues_are_told(shared):
 
 def test_memdump_and_memsample_are_answered(shared):
     """What they say needs psutil; that they are answered does not."""
-    sample = shared.app.control.inspect([shared.node], timeout=PATIENCE_S).memsample()
-    assert shared.node in sample
+    inspect = shared.app.control.inspect([shared.node], timeout=PATIENCE_S)
+    samples = [inspect.memsample()[shared.node] for _ in range(2)]
+    dump = inspect.memdump()[shared.node]
     if importlib.util.find_spec("psutil") is not None:
-        assert sample[shared.node]
-    assert shared.node in shared.app.control.inspect([shared.node], timeout=PATIENCE_S).memdump()
+        assert all(re.fullmatch(r"[\d.]+[MG]B", sample) for sample in samples)
+        assert samples[-1] in dump
 
 
 def test_consumers_are_added_and_cancelled(own, key):

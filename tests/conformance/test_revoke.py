@@ -10,7 +10,7 @@ import redis
 from celery import group
 from celery.exceptions import TaskRevokedError
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, since, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since, stops_tasks, until
 
 NAMES = {"async": "conformance_app.revoke.wait", "plain": "conformance_app.revoke.plain_wait"}
 SIGNAL = {"terminated": False, "signal": None, "expired": False}
@@ -80,6 +80,7 @@ def test_a_task_that_is_revoked_while_it_waits_for_a_slot_never_starts(own, key,
         running, first, second, after = (own.send("revoke.wait", key, kind=kind) for _ in range(4))
         worker.wait_for_log(f"[{after.id}] received", PATIENCE_S)
         own.wait_for_notes(f"{key}:started", 1)
+        own.wait_until_active(running)
         revoke(own, first)
         revoke(own, second, terminate=True)
         own.release(key)
@@ -95,6 +96,7 @@ def test_many_are_revoked_at_once(own, key):
     with own.worker(concurrency=1, config=PREFETCHING) as worker:
         running = own.send("revoke.wait", key)
         own.wait_for_notes(f"{key}:started", 1)
+        own.wait_until_active(running)
         waiting = [own.send("revoke.wait", key, kind=kind) for kind in ("async", "plain") * 3]
         worker.wait_for_log(f"[{waiting[-1].id}] received", PATIENCE_S)
         revoke(own, *waiting)
@@ -106,11 +108,13 @@ def test_many_are_revoked_at_once(own, key):
         assert own.notes(f"{key}:started") == [running.id]
 
 
+@stops_tasks
 @pytest.mark.one_broker
 def test_a_group_is_revoked_at_once(shared, key):
     signatures = [shared.signature("revoke.wait", key, kind=kind) for kind in ("async", "plain")]
     results = group(signatures, app=shared.app).apply_async()
     shared.wait_for_notes(f"{key}:started", 2)
+    shared.wait_until_active(*results)
     results.revoke(terminate=True)
     assert all(is_revoked(result) for result in results)
 
@@ -152,18 +156,21 @@ def test_revokes_outlive_the_worker_where_they_are_written_down(own, key, tmp_pa
 def test_a_running_task_goes_on_when_it_is_revoked_without_terminate(shared, key, kind):
     result = shared.send("revoke.wait", key, kind=kind)
     shared.wait_for_notes(f"{key}:started", 1)
+    shared.wait_until_active(result)
     revoke(shared, result)
     assert not result.ready()
     shared.release(key)
     assert result.get(timeout=PATIENCE_S) == "waited"
 
 
+@stops_tasks
 @both_kinds
 def test_a_running_task_is_revoked_with_terminate(own, key, kind):
     """Reported at once, signal included, acknowledged, and its slot is free."""
     with own.worker(concurrency=1):
         result = own.send("revoke.wait_late", key, kind=kind)
         own.wait_for_notes(f"{key}:started", 1)
+        own.wait_until_active(result)
         result.revoke(terminate=True)
         assert is_revoked(result)
         (told,) = signals_of(own, result)
@@ -178,40 +185,48 @@ def test_a_running_task_is_revoked_with_terminate(own, key, kind):
         own.release(key)
 
 
+@stops_tasks
 def test_a_terminated_body_is_cancelled_once_and_cleans_up(shared, key):
     result = shared.send("revoke.wait", key)
     shared.wait_for_notes(f"{key}:started", 1)
+    shared.wait_until_active(result)
     obeys(shared, "terminate", result.id)
     assert is_revoked(result)
     assert shared.wait_for_notes(f"{key}:cleaned up", 1) == [result.id]
     assert shared.notes(f"{key}:cancelled") == [result.id]
 
 
+@stops_tasks
 @pytest.mark.one_broker
 @pytest.mark.not_applicable(pool="prefork", reason="the child process is killed")
 def test_the_thread_of_a_terminated_plain_task_is_left_behind(shared, key):
     result = shared.send("revoke.wait", key, kind="plain")
     shared.wait_for_notes(f"{key}:started", 1)
+    shared.wait_until_active(result)
     result.revoke(terminate=True)
     assert is_revoked(result)
     shared.release(key)
     assert shared.wait_for_notes(f"{key}:finished", 1) == [result.id]
 
 
+@stops_tasks
 @pytest.mark.one_broker
 @both_kinds
 def test_the_signal_of_a_terminate_is_told(shared, key, kind):
     result = shared.send("revoke.wait", key, kind=kind)
     shared.wait_for_notes(f"{key}:started", 1)
+    shared.wait_until_active(result)
     obeys(shared, "terminate", result.id, signal="SIGUSR2")
     assert is_revoked(result)
     assert signals_of(shared, result)[0]["signal"] == str(int(signal.SIGUSR2))
 
 
+@stops_tasks
 def test_only_what_is_named_is_terminated(shared, key):
     named = [shared.send("revoke.wait", key, kind=kind) for kind in ("async", "plain")]
     other = shared.send("revoke.wait", key)
     shared.wait_for_notes(f"{key}:started", 3)
+    shared.wait_until_active(*named, other)
     obeys(shared, "terminate", [result.id for result in named])
     assert all(is_revoked(result) for result in named)
     assert not other.ready()
@@ -239,6 +254,7 @@ def test_waiting_tasks_are_revoked_by_their_stamp_and_running_ones_go_on(own, ke
         running, waiting, other = (send_stamped(own, key, stamp, kind) for stamp in ("them", "them", "us"))
         worker.wait_for_log(f"[{other.id}] received", PATIENCE_S)
         own.wait_for_notes(f"{key}:started", 1)
+        own.wait_until_active(running)
         obeys(own, "revoke_by_stamped_headers", {"owner": ["them", "nobody"]})
         own.release(key)
         assert is_revoked(waiting)
@@ -250,10 +266,12 @@ def test_waiting_tasks_are_revoked_by_their_stamp_and_running_ones_go_on(own, ke
         own.settled()
 
 
+@stops_tasks
 @both_kinds
 def test_running_tasks_are_terminated_by_their_stamp(shared, key, kind):
     stamped = [send_stamped(shared, key, f"{key}{number}", kind) for number in range(3)]
     shared.wait_for_notes(f"{key}:started", 3)
+    shared.wait_until_active(*stamped)
     obeys(shared, "revoke_by_stamped_headers", {"owner": [f"{key}0", f"{key}1"]}, terminate=True)
     for result in stamped[:2]:
         assert is_revoked(result)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, since, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, since, stops_tasks, until
 
 pytestmark = pytest.mark.one_broker
 
@@ -111,10 +111,11 @@ def test_a_task_that_has_expired_sends_the_signal_of_its_revocation_alone(shared
 
 
 @both_kinds
-@pytest.mark.not_applicable(pool="threads", reason="Celery's threads pool cannot stop a task")
+@stops_tasks
 def test_a_task_that_is_terminated_sends_that_signal_once(shared, kind, key):
     result = shared.send("signals.wait", key, kind=kind)
     shared.wait_for_notes(key, 1)
+    shared.wait_until_active(result)
     result.revoke(terminate=True)
     told = told_of(shared, result.id, last="task_revoked")
     shared.release(key)  # the thread of a plain task goes on

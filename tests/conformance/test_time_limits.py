@@ -230,14 +230,16 @@ def test_the_settings_have_limits_for_tasks_without_any(own, key):
 @both_kinds
 def test_the_remote_command_sets_the_limits_of_a_task(shared, key, kind):
     task = shared.signature("time_limits.wait_with_remote_limit", kind=kind).task
-    assert "ok" in shared.command("time_limit", task_name=task, soft=0.2, hard=0.4)
     try:
-        result = shared.send("time_limits.wait_with_remote_limit", key, kind=kind)
-        later = shared.send("time_limits.wait", key, kind=kind, time_limit=1.5)
-        until(later.ready, "a longer limit")
-        assert result.state == "FAILURE"
-        assert type(result.result).__name__ in {"SoftTimeLimitExceeded", "TimeLimitExceeded"}
+        assert "ok" in shared.command("time_limit", task_name=task, soft=0.2, hard=LONG_S)
+        soft = shared.send("time_limits.wait_with_remote_limit", key, kind=kind)
+        shared.shared_worker.wait_for_log(f"Soft time limit (0.2s) exceeded for {task}[{soft.id}]", PATIENCE_S)
+        assert "ok" in shared.command("time_limit", task_name=task, soft=None, hard=0.4)
+        hard = shared.send("time_limits.wait_with_remote_limit", key, kind=kind)
+        with pytest.raises(TimeLimitExceeded, match=r"0\.4"):
+            hard.get(timeout=PATIENCE_S)
     finally:
+        shared.release(key)
         shared.command("time_limit", task_name=task, soft=None, hard=None)
 
 

@@ -181,3 +181,10 @@ def test_celerys_fixtures_for_pytest_start_it(redis_url, tmp_path):
     suite = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True, timeout=90, check=False)
     assert suite.returncode == 0, suite.stdout + suite.stderr
     assert "4 passed" in suite.stdout
+
+
+def test_the_pool_runs_tasks_where_only_celery_and_greenlet_are_installed():
+    command = [sys.executable, HERE / "alone_app.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert done.stdout == "[0, 1]\n", done.stderr
+    assert done.returncode == 0

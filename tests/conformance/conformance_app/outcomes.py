@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 from celery.exceptions import Ignore, Reject
 
@@ -194,6 +195,21 @@ async def back_off():
 
 @app.task(base=WithoutDelay, retry_backoff=3, retry_backoff_max=10, retry_jitter=False, **ALWAYS)
 def plain_back_off():
+    raise KeyError
+
+
+ONCE_MORE = {"bind": True, "autoretry_for": (KeyError,), "retry_backoff": 1, "retry_jitter": False, "max_retries": 1}
+
+
+@app.task(**ONCE_MORE)
+async def back_off_for_a_second(self):
+    note(self.request.id, time.monotonic())
+    raise KeyError
+
+
+@app.task(**ONCE_MORE)
+def plain_back_off_for_a_second(self):
+    note(self.request.id, time.monotonic())
     raise KeyError
 
 
