@@ -19,6 +19,7 @@ import redis
 from celery import Celery, chain
 
 from legit_embedding.testing.processes import GuardedProcess
+from legit_embedding.testing.rabbit import RabbitServer
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
 from tests.waiting import until
@@ -97,11 +98,11 @@ class Watch:
 class Client:
     """A producer, what the app noted for it, and a watch over everything."""
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, url, notes_url=None):
+        self.url, self.notes_url = url, notes_url or url
         self.app = Celery("client", broker=url, set_as_current=False)
         self.app.conf.task_send_sent_event = True
-        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.redis = redis.Redis.from_url(self.notes_url, decode_responses=True)
 
     def send(self, name, *args, **options):
         """The id of the task that was sent."""
@@ -123,15 +124,15 @@ class Client:
         answers = self.app.control.broadcast(command, destination=[NODE], reply=True, timeout=PATIENCE_S)
         return answers[0][NODE]["ok"]
 
-    def settle(self):
+    def settle(self, name="pool_app.add", args=(1, 1)):
         """Returns when nothing more is to come of what the worker has been done with by now."""
-        self.watch.wait_for(self.send("pool_app.add", 1, 1), SUCCEEDED)
+        self.watch.wait_for(self.send(name, *args), SUCCEEDED)
 
 
 @contextmanager
-def watching(url):
+def watching(url, notes_url=None):
     """A client that hears everything from here on."""
-    client = Client(url)
+    client = Client(url, notes_url)
     try:
         with Watch(client.app) as client.watch:
             yield client
@@ -140,14 +141,14 @@ def watching(url):
         client.app.close()
 
 
-def worker_for(client, *args):
+def worker_for(client, *args, app="events_app"):
     """A worker that is not started yet; what its bodies send, they announce."""
     return WorkerProcess(
-        "events_app",
+        app,
         args=["-P", "legit_async", "-n", NODE, "-l", "INFO", "--heartbeat-interval", "1", *ALONE, *args],
         env={
             "POOL_APP_URL": client.url,
-            "POOL_APP_NOTES": client.url,
+            "POOL_APP_NOTES": client.notes_url,
             "POOL_APP_CONFIG": json.dumps({"task_send_sent_event": True}),
         },
         cwd=HERE,
@@ -173,6 +174,21 @@ def watcher(events_server):
     with redis.Redis.from_url(events_server.url(1)) as connection:
         connection.flushdb()
     with watching(events_server.url(1)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def rabbit_server():
+    if reason := RabbitServer.missing():
+        pytest.skip(reason)
+    with RabbitServer() as own:
+        yield own
+
+
+@pytest.fixture
+def rabbit_watcher(rabbit_server, events_server):
+    """As `watcher`, on RabbitMQ; results and notes are kept on Valkey."""
+    with watching(rabbit_server.url, events_server.url(2)) as client:
         yield client
 
 
@@ -382,6 +398,46 @@ def test_a_worker_comes_online_and_goes_offline_and_tells_how_its_last_tasks_end
         for task_id in sent:
             watcher.watch.wait_for(task_id, SUCCEEDED)
         assert worker.wait(PATIENCE_S) == 0
+
+
+# -- other brokers, and Celery's own dispatcher ------------------------------------------------------------------------
+
+
+def assert_each_is_told_once(client, app, *, count=25, duration_s=0.1):
+    """Of so many async and so many plain tasks at once, and of the worker that runs them."""
+    assert client.watch.wait_for(None, "worker-online")["hostname"] == NODE
+    names = [f"{app}.rest", f"{app}.plain_rest"]
+    sent = {client.send(name, duration_s): name for name in names * count}
+    for task_id in sent:
+        client.watch.wait_for(task_id, SUCCEEDED)
+        client.watch.wait_for(task_id, SENT)
+    client.settle(names[0], [0])
+    for task_id, name in sent.items():
+        types = client.watch.types(task_id)
+        assert types.count(SENT) == 1
+        assert [kind for kind in types if kind != SENT] == [RECEIVED, STARTED, SUCCEEDED]
+        task = client.watch.task(task_id)
+        assert (task.name, task.state, task.worker.hostname) == (name, "SUCCESS", NODE)
+        assert task.received <= task.started <= task.succeeded
+        assert duration_s - 0.01 <= task.runtime < PATIENCE_S  # a loop's clock may be early by its resolution
+    assert client.watch.state.freeze_while(client.watch.state.workers.get, NODE).alive
+
+
+@pytest.mark.parametrize("app", ["events_app", "two_lines_app"])
+def test_on_rabbitmq_a_worker_comes_online_and_each_task_is_told_once(rabbit_watcher, app):
+    """With the pool's dispatcher, which the first app asks for, and with Celery's own."""
+    with worker_for(rabbit_watcher, "-E", "-c", "10", app=app) as worker:
+        assert_each_is_told_once(rabbit_watcher, app)
+        assert worker.stop() == 0
+    rabbit_watcher.watch.wait_for(None, "worker-offline")
+
+
+def test_with_celerys_own_dispatcher_each_task_is_told_once(watcher):
+    """The two lines of docs/pool.md, which leave events to Celery."""
+    with worker_for(watcher, "-E", "-c", "10", app="two_lines_app") as worker:
+        assert_each_is_told_once(watcher, "two_lines_app")
+        assert worker.stop() == 0
+    watcher.watch.wait_for(None, "worker-offline")
 
 
 # -- switched on and off -----------------------------------------------------------------------------------------------

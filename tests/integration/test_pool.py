@@ -80,7 +80,7 @@ def connected(url, notes_url):
         client.close()
 
 
-def worker_for(client, *args, pool="legit_async", config=None):
+def worker_for(client, *args, pool="legit_async", config=None, env=None):
     """A worker that is not started yet."""
     return WorkerProcess(
         "pool_app",
@@ -89,6 +89,7 @@ def worker_for(client, *args, pool="legit_async", config=None):
             "POOL_APP_URL": client.url,
             "POOL_APP_NOTES": client.notes_url,
             "POOL_APP_CONFIG": json.dumps(config or {}),
+            **(env or {}),
         },
         cwd=HERE,
     )
@@ -208,6 +209,89 @@ def test_a_loop_that_dies_fails_its_tasks_and_stops_the_worker(client):
         assert worker.wait(PATIENCE_S) == 1
     assert "the event loop of the pool has ended" in worker.log
     assert isinstance(result.result, WorkerLostError)
+    assert (client.unacked, client.queued) == (0, 0)
+
+
+# -- pool_restart ------------------------------------------------------------------------------------------------------
+
+
+class ChangingModules:
+    """Two task modules in a folder of their own: `changing`, which the worker has from the start, and `late`."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        for name in ("changing", "late"):
+            self.write(name, "first")
+
+    def write(self, name, version):
+        """Its file, with tasks of that version."""
+        text = (HERE / "versioned_tasks.py").read_text().replace('"first"', f'"{version}"')
+        if name != "changing":
+            text = text.replace('"pool_app.', f'"pool_app.{name}_')
+        # The lengths differ: Python takes a file of the same length and the same second for the one it has compiled.
+        (self._folder / f"{name}.py").write_text(text)
+
+    def worker(self, client):
+        """One that may restart its pool; it is not started yet."""
+        path = [str(self._folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        config = {"worker_pool_restarts": True, "include": ["changing"]}
+        return worker_for(client, "-c", "8", config=config, env={"PYTHONPATH": os.pathsep.join(path)})
+
+
+@pytest.fixture
+def modules(tmp_path):
+    return ChangingModules(tmp_path)
+
+
+def restart_pool(client, **options):
+    answers = client.app.control.pool_restart(destination=[NODE], reply=True, timeout=PATIENCE_S, **options)
+    assert "ok" in answers[0][NODE]
+
+
+def assert_answers(results, version):
+    """Those of an async and a plain task: each has its own request, and the first alone runs on the loop."""
+    for result, on_loop in zip(results, (True, False), strict=True):
+        assert result.get(timeout=PATIENCE_S) == [version, result.id, on_loop]
+
+
+def assert_version(client, version, *, prefix=""):
+    """What the tasks say of themselves, those with a decorator and those with a class."""
+    decorated = [client.send(f"{prefix}{name}") for name in ("version", "plain_version")]
+    assert [result.get(timeout=PATIENCE_S) for result in decorated] == [version] * 2
+    assert_answers([client.send(f"{prefix}{name}") for name in ("versioned", "plain_versioned")], version)
+
+
+def test_a_pool_restart_with_reload_brings_new_code_and_loses_nothing_that_runs(client, modules, key):
+    """A body that runs meanwhile ends as it began; what starts afterwards is new, and sees its own request."""
+    with modules.worker(client) as worker:
+        assert_version(client, "first")
+        running = [client.send(name, key) for name in ("versioned", "plain_versioned")]
+        client.wait_for_notes("started", 2)
+        modules.write("changing", "the second")
+        assert_version(client, "first")  # a changed file alone changes nothing
+        restart_pool(client, modules=["changing"], reload=True)
+        assert_version(client, "the second")
+        client.release(key)
+        assert_answers(running, "first")
+        assert worker.stop(PATIENCE_S) == 0
+    assert "Traceback" not in worker.log
+    assert (client.unacked, client.queued) == (0, 0)
+
+
+def test_a_pool_restart_without_reload_keeps_the_code_it_has_and_imports_what_is_new(client, modules, key):
+    with modules.worker(client) as worker:
+        running = [client.send(name, key) for name in ("versioned", "plain_versioned")]
+        client.wait_for_notes("started", 2)
+        modules.write("changing", "the second")
+        restart_pool(client)
+        assert_version(client, "first")
+        restart_pool(client, modules=["changing", "late"])
+        assert_version(client, "first")
+        assert_version(client, "first", prefix="late_")
+        client.release(key)
+        assert_answers(running, "first")
+        assert worker.stop(PATIENCE_S) == 0
+    assert "Traceback" not in worker.log
     assert (client.unacked, client.queued) == (0, 0)
 
 
