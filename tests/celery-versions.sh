@@ -13,8 +13,8 @@ read -ra VERSIONS <<<"${CELERY_VERSIONS:-5.5 5.6 5.7}"
 UV=.venv/bin/uv
 TESTS=(
     tests/unit/pool tests/unit/broker tests/integration/test_pool.py tests/integration/test_pool_garbage.py
-    tests/integration/test_events.py tests/integration/test_start_worker.py tests/integration/test_multi.py tests/integration/test_neighbours.py
-    tests/integration/test_eager.py tests/integration/broker tests/conformance
+    tests/integration/test_events.py tests/integration/test_start_worker.py tests/integration/test_multi.py
+    tests/integration/test_neighbours.py tests/integration/test_eager.py tests/integration/broker tests/conformance
 )
 # tests/unit/conftest.py imports the pipeline: hence the likes of numpy and pillow.
 NEEDED=(

@@ -41,8 +41,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "not_applicable(pool, reason): what a pool cannot have by its nature")
-    config.addinivalue_line("markers", "one_broker: the broker makes no difference; run on the first one")
     config.stash[OUTCOMES] = []
 
 
