@@ -1,8 +1,8 @@
-"""A queue between threads whose last waiter is woken first, and alone.
+"""A queue between threads whose last waiter is woken first.
 
 `queue.SimpleQueue` lets its waiters take turns: of eight threads for short calls each comes to cold caches. Here one or
-two of them do everything for as long as they suffice: while a thread is on its way no other is woken, and only when it
-has come are as many woken as it leaves items (Tokio's scheduler, too, holds back while a worker wakes up to search).
+two of them do everything for as long as they suffice: while the last that waits is on its way no other is woken, and
+when it has come, as many are as it leaves items (Tokio's scheduler, too, holds back while a worker wakes up to search).
 """
 
 import threading

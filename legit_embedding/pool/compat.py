@@ -1,6 +1,6 @@
 """What differs between the versions of Celery that the pool runs on: 5.5, 5.6 and 5.7. No other module asks for one.
 
-Two take what comes in either form, and need not ask: `controller.serve_acks_and_timers` and `events.Events.flush`.
+Two places elsewhere take what comes in either form: `controller.serve_acks_and_timers` and `events.Events.flush`.
 """
 
 from typing import Any

@@ -139,7 +139,7 @@ class Site:
     def wait_until_active(self, *results):
         """Returns once the worker knows that these run: on other pools a body begins before its worker hears of it."""
         ids = {result.id for result in results}
-        until(lambda: ids <= {request["id"] for request in self.ask("active")}, "the worker to know what runs")
+        until(lambda: ids <= {request["id"] for request in self.ask("active") or ()}, "the worker to know what runs")
 
     def wait_for_notes(self, key, count):
         until(lambda: len(self.notes(key)) >= count, f"{count} notes on {key}")
@@ -305,6 +305,9 @@ def since(version, what):
 
 stops_tasks = pytest.mark.not_applicable(pool="threads", reason="Celery's threads pool cannot stop a task")
 """A behaviour for which a running task must be stopped."""
+
+kills_children = pytest.mark.not_applicable(pool="prefork", reason="the child process is killed")
+"""A behaviour of what a plain task leaves behind that has been stopped."""
 
 both_kinds = pytest.mark.parametrize("kind", ["async", "plain"])
 """A behaviour of `async def` and of plain tasks."""

@@ -145,7 +145,7 @@ def test_a_retry_comes_when_it_has_backed_off(shared, kind):
     with pytest.raises(KeyError):
         result.get(timeout=PATIENCE_S)
     first_s, second_s = map(float, shared.notes(result.id))
-    assert second_s - first_s >= 1
+    assert second_s - first_s >= 0.99  # the worker goes by another clock
 
 
 # -- no outcome --------------------------------------------------------------------------------------------------------

@@ -6,24 +6,15 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import redis
 from celery import group
 from celery.exceptions import TaskRevokedError
 
-from tests.conformance.conftest import PATIENCE_S, both_kinds, since, stops_tasks, until
+from tests.conformance.conftest import PATIENCE_S, both_kinds, kills_children, since, stops_tasks, until
 
 NAMES = {"async": "conformance_app.revoke.wait", "plain": "conformance_app.revoke.plain_wait"}
 SIGNAL = {"terminated": False, "signal": None, "expired": False}
 
 PREFETCHING = {"worker_prefetch_multiplier": 8}
-
-
-@pytest.fixture(autouse=True)
-def _left_running(notes_server, key):
-    """What a test leaves running in the shared worker ends with it."""
-    yield
-    with redis.Redis.from_url(notes_server.url()) as client:
-        client.set(f"go:{key}", 1)
 
 
 def is_revoked(result):
@@ -198,7 +189,7 @@ def test_a_terminated_body_is_cancelled_once_and_cleans_up(shared, key):
 
 @stops_tasks
 @pytest.mark.one_broker
-@pytest.mark.not_applicable(pool="prefork", reason="the child process is killed")
+@kills_children
 def test_the_thread_of_a_terminated_plain_task_is_left_behind(shared, key):
     result = shared.send("revoke.wait", key, kind="plain")
     shared.wait_for_notes(f"{key}:started", 1)

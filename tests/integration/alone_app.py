@@ -1,4 +1,4 @@
-"""The two lines of docs/pool.md where nothing else of this package's can be imported; run as a program."""
+"""The two lines of docs/pool.md where what the rest of this package needs is not installed; run as a program."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ tokenizers torch transformers typer
 
 
 class Absent:
-    """As if they were not installed."""
+    """They cannot be imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in OTHERS:

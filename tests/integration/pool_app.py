@@ -50,7 +50,8 @@ def note(key, value):
 
 async def wait_for_key(key):
     """Returns once the test has set the key."""
-    async with redis.asyncio.Redis.from_url(NOTES_URL) as client:
+    # With redis-py's own timeout each write is an `asyncio.wait_for`, which may swallow a cancellation in Python 3.11.
+    async with redis.asyncio.Redis.from_url(NOTES_URL, socket_timeout=None) as client:
         while not await client.exists(key):
             await asyncio.sleep(0.02)
 

@@ -19,7 +19,6 @@ import redis
 from celery import Celery, chain
 
 from legit_embedding.testing.processes import GuardedProcess
-from legit_embedding.testing.rabbit import RabbitServer
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
 from tests.waiting import until
@@ -142,7 +141,7 @@ def watching(url, notes_url=None):
 
 
 def worker_for(client, *args, app="events_app"):
-    """A worker that is not started yet; what its bodies send, they announce."""
+    """A worker that is not started yet; what the bodies of `events_app` send, they announce."""
     return WorkerProcess(
         app,
         args=["-P", "legit_async", "-n", NODE, "-l", "INFO", "--heartbeat-interval", "1", *ALONE, *args],
@@ -175,14 +174,6 @@ def watcher(events_server):
         connection.flushdb()
     with watching(events_server.url(1)) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def rabbit_server():
-    if reason := RabbitServer.missing():
-        pytest.skip(reason)
-    with RabbitServer() as own:
-        yield own
 
 
 @pytest.fixture

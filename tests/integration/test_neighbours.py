@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess
 from tests.waiting import close_client, until
 
@@ -15,16 +14,10 @@ OURS = "legit_async"
 PATIENCE_S = 30
 
 
-@pytest.fixture(scope="module")
-def server():
-    with EmbeddedServer() as own:
-        yield own
-
-
 @pytest.fixture
-def client(server):
+def client(redis_url):
     """A producer of `two_lines_app`."""
-    app = Celery("client", broker=server.url(), backend=server.url(), set_as_current=False)
+    app = Celery("client", broker=redis_url, backend=redis_url, set_as_current=False)
     try:
         yield app
     finally:
@@ -41,9 +34,9 @@ def worker_of(url, node, pool):
     )
 
 
-def wait_until_heard(client, node):
-    """A worker says that it is ready a moment before remote control reaches it, and mingle asks but once."""
-    until(lambda: client.control.ping([node], timeout=1), f"an answer from {node}")
+def says_hello(client, node):
+    """What a worker that starts asks its neighbours; for an answer it waits no longer than a second."""
+    return client.control.inspect([node], timeout=PATIENCE_S).hello("someone@else", {})[node]
 
 
 def run_both_kinds(client):
@@ -53,14 +46,12 @@ def run_both_kinds(client):
 
 
 @pytest.mark.parametrize(("first", "second"), [(OURS, OURS), (OURS, "prefork"), ("prefork", OURS), ("threads", OURS)])
-def test_neighbours_find_each_other_share_the_work_and_stop_warm(server, client, first, second):
-    url = server.url()
-    with worker_of(url, ONE, first) as one:
+def test_neighbours_find_each_other_share_the_work_and_part(redis_url, client, first, second):
+    with worker_of(redis_url, ONE, first) as one:
         assert "mingle: all alone" in one.log
-        wait_until_heard(client, ONE)
-        with worker_of(url, TWO, second) as two:
-            assert "mingle: sync with 1 nodes" in two.log
-            assert "mingle: sync complete" in two.log
+        assert says_hello(client, ONE)["clock"] > 0
+        with worker_of(redis_url, TWO, second) as two:
+            assert "mingle: searching for neighbors" in two.log
             one.wait_for_log(f"{TWO} joined the party", PATIENCE_S)
             two.wait_for_log(f"{ONE} joined the party", PATIENCE_S)
 

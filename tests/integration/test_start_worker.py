@@ -15,6 +15,7 @@ from celery.contrib.testing.app import setup_default_app
 from celery.contrib.testing.worker import start_worker
 
 import legit_embedding.pool  # noqa: F401  makes `legit_async` known
+from legit_embedding.testing.worker import environment_without_site_settings
 from tests.waiting import until
 
 # The result backend's call of redis-py, in this process; other tests' workers have processes of their own.
@@ -183,8 +184,8 @@ def test_celerys_fixtures_for_pytest_start_it(redis_url, tmp_path):
     assert "4 passed" in suite.stdout
 
 
-def test_the_pool_runs_tasks_where_only_celery_and_greenlet_are_installed():
-    command = [sys.executable, HERE / "alone_app.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+def test_the_pool_runs_tasks_where_the_libraries_of_models_and_services_are_missing():
+    command, env = [sys.executable, HERE / "alone_app.py"], environment_without_site_settings()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=False)
     assert done.stdout == "[0, 1]\n", done.stderr
     assert done.returncode == 0

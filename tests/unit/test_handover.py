@@ -1,4 +1,4 @@
-"""What is put in comes out once and in order, and is announced to one thread, the one that waited last."""
+"""What is put in comes out once and in order, and the thread that waited last is woken for it."""
 
 import sys
 import threading
@@ -82,12 +82,13 @@ def test_as_many_are_woken_as_there_are_items(handover):
 class Late(deque):
     """Something is put in after a thread has found it empty."""
 
-    at_empty = at_look = staticmethod(lambda: None)
+    at_empty = at_look = at_take = staticmethod(lambda: None)
 
     def popleft(self):
         if len(self) == 0:
             self.at_empty()
             raise IndexError
+        self.at_take()
         return super().popleft()
 
     def __bool__(self):
@@ -131,6 +132,21 @@ def asleep(locks):
     return [lock.locked() for lock in locks]
 
 
+def test_a_thread_that_looks_again_no_longer_counts_as_one_that_waits(handover):
+    """Else what is put in after its look would be announced to it."""
+    handover._items = Late()
+    waiting_at_take = []
+
+    def put_once():
+        handover._items.at_look = lambda: None
+        handover.put("late")
+
+    handover._items.at_look = put_once
+    handover._items.at_take = lambda: waiting_at_take.append(len(handover._waiting))
+    assert handover.get() == "late"
+    assert waiting_at_take == [0]
+
+
 def test_while_a_thread_is_on_its_way_no_other_is_woken(handover):
     locks = waiters(handover, 3)
     for number in range(5):
@@ -160,7 +176,7 @@ def test_a_thread_at_work_that_takes_an_item_wakes_nobody(handover):
     assert asleep(locks) == [False, True]
 
 
-def test_of_two_that_wake_the_same_thread_one_does(handover):
+def test_that_another_wakes_the_same_thread_at_the_same_time_is_no_error(handover):
     class Raced:
         """Another releases it after it has been looked at."""
 

@@ -22,20 +22,14 @@ LARGE = "x" * 5 * READ_BYTES
 pytestmark = pytest.mark.skipif(RabbitServer.missing() is not None, reason=str(RabbitServer.missing()))
 
 
-@pytest.fixture(scope="module")
-def node():
-    with RabbitServer() as server:
-        yield server
-
-
 @pytest.fixture
-def server(node):
+def server(rabbit_server):
     """With an empty queue."""
-    with Connection(node.url) as connection:
+    with Connection(rabbit_server.url) as connection:
         queue = connection.SimpleQueue("work")
         queue.clear()
         queue.close()
-    return node
+    return rabbit_server
 
 
 def test_messages_come_in_order_whatever_their_size_and_many_in_a_turn(server):
