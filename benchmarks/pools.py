@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import pool_share
+from benchmarks.queues import waiting
 from benchmarks.workers import (
     POOLS,
     TRANSPORTS,
@@ -93,14 +94,6 @@ def messages(client: redis.Redis, url: str, task: str, count: int) -> list[bytes
     return cast(list[bytes], client.lrange(QUEUE, 0, -1))
 
 
-def left(client: redis.Redis) -> int:
-    """How many messages wait or are worked on."""
-    with client.pipeline() as pipeline:
-        pipeline.llen(QUEUE)
-        pipeline.hlen("unacked")
-        return sum(pipeline.execute())
-
-
 def measure(pool: Pool, column: Column, queued: Sequence[bytes], url: str, client: redis.Redis) -> Run:
     """One worker's way through the queue.
 
@@ -112,11 +105,11 @@ def measure(pool: Pool, column: Column, queued: Sequence[bytes], url: str, clien
     lay(client, QUEUE, queued[:WARM_UP_TASKS])
     env = {"BENCHMARK_BROKER_URL": url, **({"BENCHMARK_RESULT_URL": url} if column.results else {}), **pool.env}
     with worker_of(pool, env) as worker:
-        await_done(lambda: left(client), worker, WARM_UP_TASKS)
+        await_done(lambda: waiting(client, [QUEUE]), worker, WARM_UP_TASKS)
         count = len(queued) - WARM_UP_TASKS
         cpu_s, started_s = cpu_seconds(worker.pid), time.monotonic()
         client.rename(ASIDE, QUEUE)
-        await_done(lambda: left(client), worker, count)
+        await_done(lambda: waiting(client, [QUEUE]), worker, count)
         taken_s, used_s = time.monotonic() - started_s, cpu_seconds(worker.pid) - cpu_s
         check(worker)
         return Run(count / taken_s, used_s / count * 1e6, resident_mib(worker.pid))

@@ -1,6 +1,5 @@
-"""The two lines of docs/pool.md where what the rest of this package needs is not installed; run as a program."""
+"""`two_lines_app.py` where what the rest of this package needs cannot be imported; run as a program."""
 
-import asyncio
 import sys
 
 OTHERS = """
@@ -19,26 +18,12 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 
-from celery import Celery  # noqa: E402
 from celery.contrib.testing.worker import start_worker  # noqa: E402
-
-import legit_embedding.pool  # noqa: E402, F401  makes `-P legit_async` known
-
-app = Celery("mine", task_cls="legit_embedding.pool.task:AsyncTask", broker="memory://", backend="cache+memory://")
-
-
-@app.task
-async def fetch(number):
-    await asyncio.sleep(0)
-    return number
-
-
-@app.task
-def resize(number):
-    return number
-
+from celery.utils.nodenames import gethostname  # noqa: E402
+from two_lines_app import app, plain_rest, rest  # noqa: E402
 
 if __name__ == "__main__":
     with start_worker(app, pool="legit_async", perform_ping_check=False, shutdown_timeout=30):
-        results = [task.delay(number) for number, task in enumerate((fetch, resize))]
-        print([result.get(timeout=30) for result in results])
+        results = [task.delay(0) for task in (rest, plain_rest)]
+        # The node, which `start_worker` leaves without a name of its own.
+        print([result.get(timeout=30) == gethostname() for result in results])
