@@ -3,7 +3,6 @@
 import pytest
 import redis
 
-from legit_embedding.testing.rabbit import RabbitServer
 from legit_embedding.testing.server import EmbeddedServer
 
 
@@ -11,15 +10,6 @@ from legit_embedding.testing.server import EmbeddedServer
 def server():
     """Runs for the whole session; a test that pauses, kills or configures a server takes `own_server` instead."""
     with EmbeddedServer() as shared:
-        yield shared
-
-
-@pytest.fixture(scope="session")
-def rabbit_server():
-    """One RabbitMQ for the whole session."""
-    if reason := RabbitServer.missing():
-        pytest.skip(reason)
-    with RabbitServer() as shared:
         yield shared
 
 

@@ -21,6 +21,7 @@ from celery import Celery, chain
 from legit_embedding.testing.processes import GuardedProcess
 from legit_embedding.testing.server import EmbeddedServer
 from legit_embedding.testing.worker import WorkerProcess, environment_without_site_settings
+from tests.conformance.brokers import RabbitBroker
 from tests.waiting import until
 
 HERE = Path(__file__).parent
@@ -176,10 +177,20 @@ def watcher(events_server):
         yield client
 
 
+@pytest.fixture(scope="module")
+def rabbit():
+    if reason := RabbitBroker.missing():
+        pytest.skip(reason)
+    broker = RabbitBroker()
+    broker.start()
+    yield broker
+    broker.stop()
+
+
 @pytest.fixture
-def rabbit_watcher(rabbit_server, events_server):
+def rabbit_watcher(rabbit, events_server):
     """As `watcher`, on RabbitMQ; results and notes are kept on Valkey."""
-    with watching(rabbit_server.url, events_server.url(2)) as client:
+    with watching(rabbit.url, events_server.url(2)) as client:
         yield client
 
 

@@ -22,14 +22,20 @@ LARGE = "x" * 5 * READ_BYTES
 pytestmark = pytest.mark.skipif(RabbitServer.missing() is not None, reason=str(RabbitServer.missing()))
 
 
+@pytest.fixture(scope="module")
+def node():
+    with RabbitServer() as server:
+        yield server
+
+
 @pytest.fixture
-def server(rabbit_server):
+def server(node):
     """With an empty queue."""
-    with Connection(rabbit_server.url) as connection:
+    with Connection(node.url) as connection:
         queue = connection.SimpleQueue("work")
         queue.clear()
         queue.close()
-    return rabbit_server
+    return node
 
 
 def test_messages_come_in_order_whatever_their_size_and_many_in_a_turn(server):
